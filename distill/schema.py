@@ -1,0 +1,354 @@
+"""The sections of a recipe: every key there is, its default, and where the default is from.
+
+Unknown keys are refused. A field marked `RUNTIME` cannot change the result (concurrency, batch
+size of an engine, number of workers): it stays out of a step's identity, so that changing it
+never repeats work. This module imports no model library.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RUNTIME = "runtime"
+
+R1_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+"""DeepSeek-R1's own advice for mathematics (arXiv 2501.12948; model card)."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """This section without its run-time fields: what a step's identity is made of."""
+        plain: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            if RUNTIME not in info.metadata:
+                plain[name] = _identity_of(getattr(self, name))
+        return plain
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, list | tuple):
+        return [_identity_of(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _identity_of(item) for key, item in value.items()}
+    return value
+
+
+class About(Section):
+    """What a reader wants to know before running it. Changes nothing."""
+
+    summary: str = ""
+    hardware: str = ""
+    verified: Literal["real weights", "planned only"] = "planned only"
+    data: str = ""
+    sources: list[str] = Field(default_factory=list)
+
+
+class SourceSpec(Section):
+    """Where problems come from: exactly one of `task`, `dataset`, `file` or `call`."""
+
+    name: str = ""
+    task: str | None = None
+    """A reasoning-gym task, with `config`, `seed` and `size`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    dataset: str | None = None
+    """A data set on the hub or a local folder, with `subset`, `split`, `revision`."""
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    file: str | None = None
+    """A JSONL or Parquet file."""
+    call: str | None = None
+    """`pkg.mod:function` or `file.py:function` that returns problems."""
+    question: str = "problem"
+    """Column with the question's text, or with a list of messages."""
+    gold: str | None = "answer"
+    """Column with the reference answer; null for problems without one."""
+    size: int | None = Field(default=None, ge=1)
+    difficulty: str | None = None
+    """A label for the report, or with a leading `=` the column that holds it."""
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SourceSpec:
+        given = [k for k in ("task", "dataset", "file", "call") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(
+                f"a source needs exactly one of task, dataset, file, call; found {given or 'none'}"
+            )
+        if self.task and not self.size:
+            raise ValueError(f"source task '{self.task}' needs a size")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name under which the report counts this source."""
+        return self.name or self.task or self.dataset or self.file or self.call or ""
+
+
+class Problems(Section):
+    """The questions, and how they are asked."""
+
+    sources: list[SourceSpec] = Field(default_factory=list)
+    instruction: str = R1_INSTRUCTION
+    """Appended to every question after a blank line."""
+    system: str | None = None
+    """R1 was used without a system prompt (model card)."""
+    limit: int | None = Field(default=None, ge=1)
+    heldout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the problems, chosen by hash of the problem, that is kept for evaluation."""
+    require_gold: bool = True
+    """Refuse problems that no grader could judge."""
+
+
+class ImportSpec(Section):
+    """Published traces to start from instead of a teacher."""
+
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    file: str | None = None
+    format: Literal["auto", "generations", "single", "messages", "sharegpt"] = "auto"
+    question: str = "problem"
+    gold: str | None = "answer"
+    trace: str | None = None
+    """Column with the trace or the list of traces; found by `format` where not given."""
+    teacher: str = ""
+    """Who made them, for the report."""
+    open_tag: str = "<think>"
+    close_tag: str = "</think>"
+    limit: int | None = Field(default=None, ge=1)
+    licence: str = ""
+    heldout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ImportSpec:
+        if bool(self.dataset) == bool(self.file):
+            raise ValueError("traces need exactly one of dataset, file")
+        return self
+
+
+class TeacherSpec(Section):
+    """Who is sampled. `engine` is transformers, vllm, openai, replay or `file.py:Class`."""
+
+    engine: str = ""
+    """Empty: the catalog's engine for `model`."""
+    model: str = ""
+    revision: str | None = None
+    base_urls: Annotated[list[str], RUNTIME] = Field(default_factory=list)
+    api_key_env: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
+    """NAME of the environment variable with the key. The key itself never enters a recipe."""
+    options: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
+    """Arguments of the engine (tensor_parallel_size, max_model_len, gpu_memory_utilization)."""
+    quantization: str | None = None
+    """Changes the text, hence not among the options."""
+    price_in: Annotated[float, RUNTIME] = Field(default=0.0, ge=0)
+    """Money per million prompt tokens."""
+    price_out: Annotated[float, RUNTIME] = Field(default=0.0, ge=0)
+    """Money per million completion tokens."""
+    trust_remote_code: bool = False
+
+
+class Sampling(Section):
+    """How the teacher is sampled. R1's evaluation values by default."""
+
+    n: int = Field(default=4, ge=1, le=1024)
+    temperature: float = Field(default=0.6, ge=0, le=5)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=32768, ge=1)
+    stop: list[str] = Field(default_factory=list)
+    concurrency: Annotated[int, RUNTIME] = Field(default=128, ge=1)
+    retries: Annotated[int, RUNTIME] = Field(default=5, ge=0)
+    timeout_s: Annotated[float, RUNTIME] = Field(default=1800, gt=0)
+    """Longest silence between two bytes of one answer, not the length of the answer."""
+    max_cost: Annotated[float | None, RUNTIME] = Field(default=None, ge=0)
+    """Spending cap in the currency of the prices; the run stops before it is passed."""
+
+
+class PartSpec(Section):
+    """A grader or filter by name with its parameters; written `name` or `{name: {key: value}}`."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1 and not {"name", "params"} & set(value):
+            ((name, params),) = value.items()
+            return {"name": name, "params": params or {}}
+        return value
+
+
+class Grading(Section):
+    """Who judges. `auto`: a reasoning-gym problem by its task, any other with gold by `math`."""
+
+    graders: list[PartSpec] = Field(default_factory=lambda: [PartSpec(name="auto")])
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Hard limit per answer; a check that takes longer is killed and counted as `error`."""
+    workers: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
+
+
+DEFAULT_FILTERS = [
+    "truncated",
+    "correct",
+    "format",
+    "length",
+    "repetition",
+    "duplicates",
+    "overlap",
+]
+
+
+class Selection(Section):
+    """Which of the kept traces are trained on."""
+
+    per_problem: int = Field(default=1, ge=1)
+    by: Literal["shortest", "longest", "random"] = "random"
+    max_examples: int | None = Field(default=None, ge=1)
+
+
+class StudentSpec(Section):
+    """Who learns. `trainer` is `sft` or `file.py:Class`."""
+
+    base: str = ""
+    revision: str | None = None
+    trainer: str = "sft"
+    method: Literal["full", "lora", "qlora"] = "full"
+    template: str = ""
+    """Name of a template in students/catalog.yaml; empty: the catalog's for this base."""
+    think_tokens: Literal["text", "tokens"] = "text"
+    """`tokens` adds the think tags to the vocabulary and trains their embeddings."""
+    positions: int | None = Field(default=None, ge=1)
+    """Written into the student's config with `rope_theta`."""
+    rope_theta: float | None = Field(default=None, gt=0)
+    trust_remote_code: bool = False
+
+
+class Lora(Section):
+    """LoRA on all linear layers (LoRA Without Regret, Thinking Machines 2025)."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Training(Section):
+    """Supervised fine-tuning. R1's shape: cosine to a tenth, batch 64, 2-3 epochs (v2 B.4.3)."""
+
+    epochs: float = Field(default=2, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    batch_size: int = Field(default=64, ge=1)
+    """Examples per update, whatever the packing."""
+    max_length: int = Field(default=32768, ge=8)
+    """Tokens. A longer example is left out and counted; nothing is cut."""
+    packing: bool = True
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+    """None: the recipe's seed."""
+    lora: Lora = Field(default_factory=Lora)
+    micro_batch_tokens: Annotated[int | None, RUNTIME] = Field(default=None, ge=8)
+    """Tokens per forward pass and process; None: `max_length`."""
+    gradient_checkpointing: Annotated[bool, RUNTIME] = True
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attention: Annotated[str | None, RUNTIME] = None
+    processes: Annotated[int, RUNTIME] = Field(default=1, ge=1)
+    fsdp: Annotated[bool, RUNTIME] = False
+    save_every: Annotated[int, RUNTIME] = Field(default=100, ge=1)
+    """Updates between two checkpoints."""
+    trackers: Annotated[list[str], RUNTIME] = Field(default_factory=list)
+
+
+class TaskSpec(Section):
+    """One evaluation: `heldout` (this recipe's own), or a task of distill/tasks or lm-eval."""
+
+    name: str
+    file: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Evaluation(Section):
+    """Base and student under the same settings. R1's: temperature 0.6, top-p 0.95, k samples."""
+
+    tasks: list[TaskSpec] = Field(default_factory=lambda: [TaskSpec(name="heldout")])
+    samples: int = Field(default=4, ge=1)
+    temperature: float = Field(default=0.6, ge=0, le=5)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=32768, ge=1)
+    base_at_best: bool = True
+    """A second row for the base: its own template or few-shot, and its native context."""
+    fewshot: int = Field(default=3, ge=0)
+    teacher: bool = False
+    """Evaluate the teacher too."""
+    engine: Annotated[str, RUNTIME] = "transformers"
+    options: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
+
+
+FilterList = Annotated[list[PartSpec], Field(default_factory=lambda: _parts(DEFAULT_FILTERS))]
+
+
+def _parts(names: list[str]) -> list[PartSpec]:
+    return [PartSpec(name=name) for name in names]
+
+
+def as_teacher(value: Any) -> Any:
+    """`teacher: ./mine.py:Mine` means that engine; any other word means that model."""
+    if isinstance(value, str):
+        return {"engine": value} if ":" in value else {"model": value}
+    return value
+
+
+def as_student(value: Any) -> Any:
+    """`student: Qwen/Qwen2.5-1.5B` means that base; with a colon, a trainer."""
+    if isinstance(value, str):
+        return {"trainer": value} if ":" in value else {"base": value}
+    return value
+
+
+__all__ = [
+    "DEFAULT_FILTERS",
+    "RUNTIME",
+    "About",
+    "Evaluation",
+    "FilterList",
+    "Grading",
+    "ImportSpec",
+    "Lora",
+    "PartSpec",
+    "Problems",
+    "Sampling",
+    "Section",
+    "Selection",
+    "SourceSpec",
+    "StudentSpec",
+    "TaskSpec",
+    "TeacherSpec",
+    "Training",
+    "as_student",
+    "as_teacher",
+]

@@ -1,0 +1,1 @@
+"""Recipes: one YAML per student size, each a whole distillation."""

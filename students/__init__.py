@@ -1,0 +1,1 @@
+"""Students: rendering, fine-tuning and export of the model that learns."""
