@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from distill.errors import TeacherError
 from distill.records import Example, Grade, Message, Problem, Trace
 
 
@@ -107,14 +108,17 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class BatchTeacher(Protocol):
-    """A teacher that computes whole batches, in the order given."""
+    """A teacher that computes whole batches, in the order given.
+
+    A request that failed alone is answered by its TeacherError in the list, not raised.
+    """
 
     identity: str
     capabilities: Capabilities
 
     def complete_batch(
         self, requests: Sequence[Request], on_tokens: OnTokens | None = None
-    ) -> list[Completion]: ...
+    ) -> list[Completion | TeacherError]: ...
 
 
 class Grader(Protocol):
