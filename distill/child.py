@@ -46,7 +46,7 @@ def call(
             encoding="utf-8",
         )
         command = [python or sys.executable, "-m", "distill.child", str(request), str(reply)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno())
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2)
         code = _wait(process)
         try:
             answer = json.loads(reply.read_text(encoding="utf-8"))

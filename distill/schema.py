@@ -297,6 +297,8 @@ class Evaluation(Section):
 
     tasks: list[TaskSpec] = Field(default_factory=lambda: [TaskSpec(name="heldout")])
     samples: int = Field(default=4, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many problems of each task, unless the task says otherwise."""
     temperature: float = Field(default=0.6, ge=0, le=5)
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=32768, ge=1)

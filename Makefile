@@ -1,0 +1,38 @@
+# Two commands for newcomers: `make quickstart` and `make test`. Without make: see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart install test slow lint nightly ci clean
+
+quickstart: install
+	$(BIN)/distill run pocket
+
+install: $(VENV)/.installed
+
+# torch first and on its own: with it in place nothing else pulls another build of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not nightly" -q
+
+slow: install
+	$(BIN)/python -m pytest -m "slow and not nightly" -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+nightly: install
+	$(BIN)/python -m pytest -m "nightly" -q
+
+ci:
+	bash .ci/run
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,118 @@
+"""The command line: a verb and the module that does it, imported only when it is called.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 the run failed, 2 usage or
+recipe, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+VERBS = {
+    "run": ("distill.commands.run", "run a recipe from problems to report"),
+    "sample": ("distill.commands.run", "run a recipe up to the traces of its teacher"),
+    "grade": ("distill.commands.run", "run a recipe up to graded traces"),
+    "filter": ("distill.commands.run", "run a recipe up to filtered traces"),
+    "select": ("distill.commands.run", "run a recipe up to its training set"),
+    "train": ("distill.commands.run", "run a recipe up to its trained student"),
+    "evaluate": ("distill.commands.run", "run a recipe up to base against student"),
+    "report": ("distill.commands.run", "write the report of a RUN again"),
+    "plan": ("distill.commands.look", "say what a recipe will ask for: samples, tokens, money"),
+    "check": ("distill.commands.check", "say what a recipe lacks here: extras, models, data, keys"),
+    "show": ("distill.commands.look", "print a recipe resolved, with the origin of each value"),
+    "ls": ("distill.commands.look", "list recipes, or runs with --runs"),
+    "cp": ("distill.commands.look", "copy a recipe to edit: distill cp 1.5b mine.yaml"),
+    "export": ("distill.commands.export", "write a RUN's training set for other trainers"),
+}
+"""Verb -> the module with its `main(verb, options)`, and its help."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a hint in the error, and with exit code 2 as documented."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"distill: {message}\n  distill --help lists the verbs and flags\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs share one small set of flags."""
+    width = max(len(verb) for verb in VERBS)
+    verbs = "\n".join(f"  {verb:<{width}}  {about}" for verb, (_, about) in VERBS.items())
+    make = Parser(
+        prog="distill",
+        usage="distill VERB [RECIPE or RUN] [key=value ...] [flags]",
+        description="Distil a reasoning model into a small one, with a report that proves it.",
+        epilog=f"verbs:\n{verbs}\n\n"
+        "overrides:\n  distill run 1.5b variant=lora train.learning_rate=5e-5 --limit 100\n\n"
+        "DISTILL_RUNS moves runs/; DISTILL_DEBUG=1 shows tracebacks; DISTILL_PROGRESS=0 is quiet.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    make.add_argument("verb", choices=VERBS, metavar="VERB", help="see below")
+    make.add_argument("target", nargs="?", metavar="RECIPE", help="a recipe's name or file, or RUN")
+    make.add_argument("rest", nargs="*", metavar="key=value", help="overrides of the recipe")
+    make.add_argument("--limit", type=int, metavar="N", help="at most N problems")
+    make.add_argument("--runs", metavar="DIR", help="folder for runs (default: runs)")
+    make.add_argument("--out", metavar="PATH", help="where `export` and `cp` write")
+    make.add_argument("--form", choices=("messages", "sharegpt"), default="messages")
+    make.add_argument("--json", action="store_true", help="machine-readable output")
+    make.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    make.add_argument("--version", action="version", version=_version())
+    return make
+
+
+def _version() -> str:
+    from distill import __version__
+
+    return f"distill {__version__}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_intermixed_args(arguments)
+    options.command = ["distill", *arguments]
+    if options.quiet:
+        os.environ["DISTILL_PROGRESS"] = "0"
+    module = importlib.import_module(VERBS[options.verb][0])
+    from distill.errors import DistillError
+
+    try:
+        return int(module.main(options.verb, options) or 0)
+    except DistillError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from here", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(_os_error(error), 1)
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("DISTILL_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    print(f"distill: {message}", file=sys.stderr)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    import errno
+
+    if error.errno == errno.ENOSPC:
+        return (
+            f"no space left on the disk ({error.filename or 'while writing'})\n"
+            "  free some and run the same command again: finished steps and traces are kept"
+        )
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""`distill check RECIPE`: what the recipe needs and whether it is here; offline, without torch.
+
+One line a need. Exit code 0 if everything is here, 1 if something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distill import models
+from distill.commands.common import load_recipe
+from distill.errors import DistillError
+from distill.recipe import Recipe
+from distill.workers import TRAINERS, engines
+
+EXTRAS = {"vllm": ("vllm", "vllm"), "bitsandbytes": ("bitsandbytes", "qlora")}
+CORE = ("torch", "transformers", "trl", "peft", "lm_eval", "math_verify", "reasoning_gym")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something the recipe needs: whether it is here, and otherwise what to do."""
+
+    what: str
+    found: bool
+    detail: str
+    way_out: str = ""
+
+
+def main(verb: str, options: argparse.Namespace) -> int:
+    """Print every need; the missing ones with the way out."""
+    recipe = load_recipe(options)
+    needs = list(check(recipe))
+    if options.json:
+        print(json.dumps([asdict(need) for need in needs], indent=1))
+    else:
+        for need in needs:
+            print(f"{'ok     ' if need.found else 'MISSING'} {need.what:<10} {need.detail}")
+            if not need.found and need.way_out:
+                print(f"{'':<18} {need.way_out}")
+    return 0 if all(need.found for need in needs) else 1
+
+
+def check(recipe: Recipe) -> Iterator[Need]:
+    """Everything that a run of the recipe would look for, in the order in which it would."""
+    yield from _packages(recipe)
+    yield from _data(recipe)
+    if recipe.traces is None:
+        yield from _teacher(recipe)
+    yield from _student(recipe)
+    yield from _parts(recipe)
+
+
+def _packages(recipe: Recipe) -> Iterator[Need]:
+    missing = [name for name in CORE if importlib.util.find_spec(name) is None]
+    yield Need("packages", not missing, ", ".join(missing or CORE), "pip install distill")
+    wanted = []
+    if recipe.student.method == "qlora":
+        wanted.append("bitsandbytes")
+    if (
+        (recipe.teacher.engine == "vllm"
+        and recipe.traces is None)
+        or recipe.evaluate.engine == "vllm"
+    ):
+        wanted.append("vllm")
+    for package in wanted:
+        extra = EXTRAS[package][1]
+        there = importlib.util.find_spec(package) is not None
+        yield Need("extra", there, package, f"pip install 'distill[{extra}]'")
+
+
+def _data(recipe: Recipe) -> Iterator[Need]:
+    from distill.tables import fingerprint
+
+    sources = recipe.problems.sources if recipe.traces is None else [recipe.traces]
+    for source in sources:
+        name = source.dataset or source.file
+        if not name:
+            continue
+        try:
+            found = fingerprint(
+                dataset=source.dataset,
+                subset=source.subset,
+                revision=source.revision,
+                file=source.file,
+                folder=recipe.folder,
+            )
+        except DistillError as error:
+            yield Need("data", False, error.message, error.hint)
+        else:
+            yield Need("data", True, f"{name} {found}")
+
+
+def _teacher(recipe: Recipe) -> Iterator[Need]:
+    spec = recipe.teacher
+    try:
+        entry = models.teacher_entry(spec.model) if spec.model else None
+    except DistillError as error:
+        yield Need("teacher", False, error.message, error.hint)
+        return
+    engine = spec.engine or (entry.engine if entry else "")
+    known = engines()
+    if engine not in known and ":" not in engine:
+        yield Need("teacher", False, f"unknown engine '{engine}'", f"known: {', '.join(known)}")
+        return
+    if engine == "openai":
+        there = bool(spec.base_urls)
+        urls = ", ".join(spec.base_urls)
+        yield Need(
+            "teacher",
+            there,
+            f"{spec.model} at {urls or 'no address'}",
+            "teacher.base_urls=[http://HOST:8000/v1]",
+        )
+        key = bool(os.environ.get(spec.api_key_env))
+        state = "is set" if key else "is not set (local servers need none)"
+        yield Need("key", True, f"{spec.api_key_env} {state}")
+    elif entry is not None and engine in ("transformers", "vllm"):
+        yield _model("teacher", str(entry.model), spec.revision)
+
+
+def _student(recipe: Recipe) -> Iterator[Need]:
+    if recipe.student.base:
+        model = str(models.student_entry(recipe.student.base).model)
+        yield _model("student", model, recipe.student.revision)
+
+
+def _model(what: str, model: str, revision: str | None) -> Need:
+    cache = Path(os.environ.get("DISTILL_RUNS") or "runs") / "hashes.json"
+    try:
+        pinned = models.fingerprint(model, revision, cache)
+    except DistillError as error:
+        return Need(what, False, error.message, error.hint)
+    name = Path(model).name if Path(model).is_dir() else model
+    return Need(what, True, f"{name} {pinned[:23]}")
+
+
+def _parts(recipe: Recipe) -> Iterator[Need]:
+    from distill.filter import KNOWN as FILTERS
+    from distill.grade import KNOWN as GRADERS
+    from distill.resolve import resolve
+
+    named = [("grader", GRADERS, part.name) for part in recipe.grading.graders]
+    named += [("filter", FILTERS, part.name) for part in recipe.filters]
+    named.append(("trainer", TRAINERS, recipe.student.trainer))
+    for what, known, name in named:
+        if name in known:  # ours; resolving it would import what it needs
+            continue
+        try:
+            resolve(name, known, what=what, folder=recipe.folder)
+        except DistillError as error:
+            yield Need(what, False, error.message, error.hint)
+        else:
+            yield Need(what, True, name)

@@ -1,0 +1,32 @@
+"""`distill run` and the stage verbs: a recipe up to some stage, or the report of a run again."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from distill.commands.common import find_run, load_recipe
+
+
+def main(verb: str, options: argparse.Namespace) -> int:
+    """Run, print the report's path and the next command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if verb == "report" and options.target and not options.rest:
+        run = find_run(options)
+        if run is not None:
+            from distill.report import write_report
+
+            print(write_report(run))
+            return 0
+    from distill.pipeline import run as distil
+
+    recipe = load_recipe(options)
+    until = "report" if verb in ("run", "report") else verb
+    report = distil(recipe, until=until, runs=options.runs, command=options.command)
+    if options.json:
+        print((report.path.parent / "report.json").read_text(encoding="utf-8"))
+        return 0
+    print(report)
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,357 @@
+"""A job: one recipe at work. Each method is one arrow: what identifies it, and what does it.
+
+`distill/pipeline.py` calls them in order. The stages' modules are imported when they are needed,
+so that a finished step costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill import child, models, workers
+from distill.errors import UsageError
+from distill.recipe import Recipe
+from distill.resolve import code_version, resolve
+from distill.schema import SourceSpec
+from distill.step import Done, Step, Workspace
+
+VERSIONS = {
+    "problems": "1",
+    "import": "1",
+    "sample": "1",
+    "grade": "1",
+    "tasks": "1",
+    "filter": "1",
+    "select": "1",
+    "train": "1",
+    "evaluate": "1",
+}
+"""Raised whenever a stage's code changes what it writes; part of the step's identity."""
+
+EMBEDDED = ("transformers", "vllm")
+"""Engines that hold a model in memory and therefore run in a child."""
+
+
+class Job:
+    """A recipe, its workspace, and the objects that were passed in instead of names."""
+
+    def __init__(
+        self, recipe: Recipe, workspace: Workspace, teacher: Any = None, student: Any = None
+    ) -> None:
+        self.recipe = recipe
+        self.workspace = workspace
+        self.teacher = teacher
+        self.student = student
+        self.folder = recipe.folder
+        self.steps: dict[str, Done] = {}
+        self.log_file = workspace.root / "errors.log"
+
+    # -- problems ------------------------------------------------------------------------------
+
+    def problems(self) -> Done:
+        """The recipe's problems, split by hash into those to sample and those held out."""
+        from distill.problems import make_problems, problems_identity
+
+        recipe = self.recipe
+        if not recipe.problems.sources:
+            raise UsageError(
+                f"recipe '{recipe.name}' has neither problems nor traces to start from",
+                "add problems.sources, or traces with published ones",
+            )
+        config = problems_identity(recipe.problems, self.folder)
+        return self._do(
+            Step("problems", config, version=VERSIONS["problems"]),
+            lambda out: make_problems(
+                recipe.problems, seed=recipe.seed, folder=self.folder, out=out
+            ),
+        )
+
+    def published(self) -> Done:
+        """Published traces, and the problems they answer."""
+        from distill.imports import import_traces
+        from distill.tables import fingerprint
+
+        spec, asked = self.recipe.traces, self.recipe.problems
+        if spec is None:
+            raise UsageError(f"recipe '{self.recipe.name}' names no published traces")
+        config = {
+            "traces": spec.identity(),
+            "instruction": asked.instruction,
+            "system": asked.system,
+            "require_gold": asked.require_gold,
+            "data": fingerprint(
+                dataset=spec.dataset,
+                subset=spec.subset,
+                revision=spec.revision,
+                file=spec.file,
+                folder=self.folder,
+            ),
+        }
+        return self._do(
+            Step("import", config, version=VERSIONS["import"]),
+            lambda out: import_traces(spec, asked, folder=self.folder, out=out),
+        )
+
+    # -- from problems to a data set -----------------------------------------------------------
+
+    def sample(self, problems: Done) -> Done:
+        """Traces of the teacher, bought into the pool and listed in order."""
+        recipe = self.recipe
+        config = {
+            "teacher": self._teacher_identity(),
+            "sampling": recipe.sampling.identity(),
+            "seed": recipe.seed,
+        }
+        step = Step("sample", config, {"problems": problems.step}, VERSIONS["sample"])
+        return self._do(step, lambda out: self._sample(problems, out))
+
+    def _sample(self, problems: Done, out: Path) -> None:
+        recipe, source = self.recipe, problems.folder / "problems.jsonl"
+        if self.teacher is None and self._engine() not in ("openai", "replay"):
+            self._in_child(
+                "sample",
+                {"problems": str(source), "pool": str(self.workspace.pool), "out": str(out)},
+            )
+            return
+        from distill.sample import run_sample
+
+        run_sample(
+            source,
+            self.teacher or workers.build_teacher(recipe, self.folder),
+            recipe.sampling,
+            seed=recipe.seed,
+            pool_root=self.workspace.pool,
+            prices=(recipe.teacher.price_in, recipe.teacher.price_out),
+            out=out,
+        )
+
+    def grade(self, problems: Done, traces: Done) -> Done:
+        """A grade for every trace."""
+        from distill.grade.run import grade_traces, grading_identity
+
+        config = grading_identity(self.recipe.grading, self.folder)
+        step = Step("grade", config, _by_name(problems, traces), VERSIONS["grade"])
+        return self._do(
+            step,
+            lambda out: grade_traces(
+                self.recipe.grading,
+                problems.folder / "problems.jsonl",
+                traces.folder / "traces.jsonl",
+                out,
+                folder=self.folder,
+            ),
+        )
+
+    def tasks(self, problems: Done) -> Done:
+        """The evaluation's problems: for decontamination now, for the harness later."""
+        from distill.tasks.make import make_tasks, tasks_identity
+
+        asked = self.recipe.evaluate
+        config = tasks_identity(asked, self.folder)
+        config["instruction"] = self.recipe.problems.instruction
+        step = Step("tasks", config, {"problems": problems.step}, VERSIONS["tasks"])
+        return self._do(
+            step,
+            lambda out: make_tasks(
+                asked,
+                problems.folder / "heldout.jsonl",
+                folder=self.folder,
+                instruction=self.recipe.problems.instruction,
+                out=out,
+            ),
+        )
+
+    def filter(self, problems: Done, traces: Done, grades: Done, tasks: Done) -> Done:
+        """Kept or dropped, by which filter and why."""
+        from distill.filter.run import filter_traces, filters_identity
+
+        config = {"filters": filters_identity(self.recipe.filters, self.folder)}
+        inputs = _by_name(problems, traces, grades, tasks)
+        return self._do(
+            Step("filter", config, inputs, VERSIONS["filter"]),
+            lambda out: filter_traces(
+                self.recipe.filters,
+                problems.folder / "problems.jsonl",
+                traces.folder / "traces.jsonl",
+                grades.folder / "grades.jsonl",
+                sorted(tasks.folder.glob("*.jsonl")),
+                out,
+                folder=self.folder,
+            ),
+        )
+
+    def select(self, problems: Done, traces: Done, grades: Done, verdicts: Done) -> Done:
+        """The training set."""
+        from distill.select import select_traces
+
+        config = {"select": self.recipe.select.identity(), "seed": self.recipe.seed}
+        inputs = _by_name(problems, traces, grades, verdicts)
+        return self._do(
+            Step("select", config, inputs, VERSIONS["select"]),
+            lambda out: select_traces(
+                self.recipe.select,
+                seed=self.recipe.seed,
+                problems=problems.folder / "problems.jsonl",
+                traces=traces.folder / "traces.jsonl",
+                grades=grades.folder / "grades.jsonl",
+                verdicts=verdicts.folder / "verdicts.jsonl",
+                out=out,
+            ),
+        )
+
+    # -- from a data set to a judged student ---------------------------------------------------
+
+    def train(self, dataset: Done) -> Done:
+        """The student's folder, `student/` in the step's."""
+        recipe = self.recipe
+        seed = recipe.seed if recipe.train.seed is None else recipe.train.seed
+        identity = {
+            "student": recipe.student.identity(),
+            "weights": self._weights(self.base, recipe.student.revision),
+            "train": recipe.train.identity(),
+            "seed": seed,
+            "trainer": self._trainer_version(),
+        }
+        config = {
+            "student": {**recipe.student.model_dump(mode="json"), "base": self.base},
+            "train": recipe.train.model_dump(mode="json"),
+            "seed": seed,
+            "card": {"recipe": recipe.name},
+        }
+        step = Step("train", identity, {"dataset": dataset.step}, VERSIONS["train"])
+        return self._do(step, lambda out: self._train(dataset, out, config))
+
+    def _train(self, dataset: Done, out: Path, config: Mapping[str, Any]) -> None:
+        rows = dataset.folder / "dataset.jsonl"
+        if self.student is not None:
+            trained = Path(self.student.train(rows, out, config))
+        else:
+            trained = Path(
+                self._in_child(
+                    "train",
+                    {
+                        "trainer": self.recipe.student.trainer,
+                        "dataset": str(rows),
+                        "out": str(out),
+                        "config": config,
+                    },
+                )
+            )
+        if trained.resolve() != (out / "student").resolve():
+            raise UsageError(
+                f"the trainer left its model in {trained}",
+                f"`train` must write the model folder {out / 'student'} and return it",
+            )
+
+    def evaluate(self, problems: Done, student: Done, tasks: Done) -> Done:
+        """Base and student (and teacher) on the same problems under the same settings."""
+        recipe = self.recipe
+        config = {
+            "evaluate": recipe.evaluate.identity(),
+            "grading": recipe.grading.identity(),
+            "base": self._weights(self.base, recipe.student.revision),
+            "template": recipe.student.template,
+            "teacher": self._teacher_identity() if recipe.evaluate.teacher else None,
+            "seed": recipe.seed,
+        }
+        step = Step("evaluate", config, _by_name(problems, student, tasks), VERSIONS["evaluate"])
+        payload = {
+            "problems": str(problems.folder / "problems.jsonl"),
+            "tasks": str(tasks.folder),
+            "base": self.base,
+            "base_name": recipe.student.base,
+            "base_revision": recipe.student.revision,
+            "student": str(student.folder / "student"),
+            "template": recipe.student.template,
+            "pool": str(self.workspace.pool),
+        }
+        return self._do(step, lambda out: self._in_child("evaluate", {**payload, "out": str(out)}))
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> str:
+        """Where the student's base is: the catalog's path for a short name, else the name."""
+        if not self.recipe.student.base:
+            raise UsageError(f"recipe '{self.recipe.name}' names no student.base to train")
+        return self._local(models.student_entry(self.recipe.student.base).model)
+
+    def _local(self, model: str) -> str:
+        path = Path(model).expanduser()
+        if not path.is_absolute() and model.startswith("."):
+            path = self.folder / path
+        return str(path) if path.is_dir() else model
+
+    def _weights(self, model: str, revision: str | None) -> str:
+        return models.fingerprint(model, revision, self.workspace.root / "hashes.json")
+
+    def _engine(self) -> str:
+        spec = self.recipe.teacher
+        return spec.engine or str(models.teacher_entry(spec.model).engine)
+
+    def _teacher_identity(self) -> dict[str, Any]:
+        if self.teacher is not None:
+            return {"object": self.teacher.identity}
+        spec, engine = self.recipe.teacher, self._engine()
+        identity: dict[str, Any] = {**spec.identity(), "engine": engine}
+        if engine in EMBEDDED:
+            entry = models.teacher_entry(spec.model)
+            identity["weights"] = self._weights(self._local(entry.model), spec.revision)
+        elif engine == "replay":
+            identity["weights"] = models.file_sha256(self._recorded(spec.model))
+        elif ":" in engine:
+            kind = resolve(engine, {}, what="teacher engine", folder=self.folder)
+            identity["code"] = code_version(kind)
+            identity["options"] = spec.options
+        return identity
+
+    def _recorded(self, name: str) -> Path:
+        path = self.folder / Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"no recorded traces '{path}'", "teacher.model names a JSONL file")
+        return path
+
+    def _trainer_version(self) -> str:
+        if self.student is not None:
+            return code_version(self.student)
+        if self.recipe.student.trainer in workers.TRAINERS:
+            return self.recipe.student.trainer
+        return code_version(
+            resolve(self.recipe.student.trainer, {}, what="trainer", folder=self.folder)
+        )
+
+    def _in_child(self, stage: str, payload: Mapping[str, Any]) -> Any:
+        everything = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "folder": str(self.folder),
+            **payload,
+        }
+        return child.call(
+            f"distill.workers:{stage}",
+            everything,
+            python=self.recipe.interpreters.get(stage),
+            log_file=self.log_file,
+        )
+
+    def _do(self, step: Step, work: Callable[[Path], None]) -> Done:
+        done = self.workspace.run(step, work)
+        self.steps[step.name] = done
+        return done
+
+
+def _by_name(*steps: Done) -> dict[str, Step]:
+    return {done.step.name: done.step for done in steps}
+
+
+def summary_of(done: Done) -> dict[str, Any]:
+    """What the step says about itself; empty where it wrote no summary."""
+    path = done.folder / "summary.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def labels_of(sources: list[SourceSpec]) -> str:
+    """The sources' names for one line of text."""
+    return ", ".join(dict.fromkeys(source.label for source in sources))

@@ -1,0 +1,75 @@
+"""What runs in a child process: build the parts that a payload names, then do one arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UsageError
+from distill.recipe import Recipe
+from distill.resolve import resolve
+
+TRAINERS = {"sft": "distill.students.sft:SFT"}
+
+
+def engines() -> dict[str, str]:
+    """Engine name -> where its teacher class is."""
+    return dict(resolve("distill.teachers.catalog:ENGINES", {}, what="catalog"))
+
+
+def build_teacher(recipe: Recipe, folder: Path) -> Any:
+    """The teacher that the recipe names: one of ours by its spec, a user's by its options."""
+    spec = recipe.teacher
+    known = engines()
+    engine = (
+        spec.engine
+        or resolve("distill.teachers.catalog:find", {}, what="catalog")(spec.model).engine
+    )
+    kind = resolve(engine, known, what="teacher engine", folder=folder)
+    if hasattr(kind, "from_spec"):
+        plain = spec.model_dump(mode="json")
+        plain["timeout_s"] = recipe.sampling.timeout_s
+        plain["folder"] = str(folder)
+        return kind.from_spec(plain)
+    try:
+        return kind(**spec.options)
+    except TypeError as error:
+        raise UsageError(
+            f"teacher '{engine}' cannot be made with the options {spec.options}: {error}"
+        ) from error
+
+
+def build_student(trainer: str, folder: Path) -> Any:
+    """The trainer that a recipe names, `sft` or a user's class."""
+    kind = resolve(trainer, TRAINERS, what="trainer", folder=folder)
+    return kind() if isinstance(kind, type) else kind
+
+
+def sample(payload: Mapping[str, Any]) -> None:
+    """The sample step with an embedded engine."""
+    from distill.sample import run_sample
+
+    recipe, folder = Recipe.from_dict(payload["recipe"]), Path(payload["folder"])
+    run_sample(
+        Path(payload["problems"]),
+        build_teacher(recipe, folder),
+        recipe.sampling,
+        seed=recipe.seed,
+        pool_root=Path(payload["pool"]),
+        prices=(recipe.teacher.price_in, recipe.teacher.price_out),
+        out=Path(payload["out"]),
+    )
+
+
+def train(payload: Mapping[str, Any]) -> str:
+    """The train step; returns the student's folder."""
+    student = build_student(payload["trainer"], Path(payload["folder"]))
+    return str(student.train(Path(payload["dataset"]), Path(payload["out"]), payload["config"]))
+
+
+def evaluate(payload: Mapping[str, Any]) -> None:
+    """The evaluate step: all models one after another in this process."""
+    from distill.evaluate import main
+
+    main(dict(payload))
