@@ -75,7 +75,8 @@ class Trace:
 
     `finish_reason` is the engine's own word; "length" means cut off at the token limit.
     `prompt` is the rendered prompt where the engine showed it. Costs are in the currency of
-    the recipe's prices, times in seconds.
+    the recipe's prices, times in seconds. `max_tokens` is the limit it was sampled under. A
+    segment after the first holds the whole output up to its end, not the new part alone.
     """
 
     problem_id: str
@@ -96,6 +97,7 @@ class Trace:
     teacher: str = ""
     served_model: str = ""
     flags: tuple[str, ...] = ()
+    max_tokens: int | None = None
 
     @property
     def key(self) -> TraceKey:
