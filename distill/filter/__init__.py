@@ -1,1 +1,19 @@
-"""Filters: each returns None to keep a trace, or the reason to drop it."""
+"""Filters: each returns None to keep a trace, or the reason to drop it.
+
+A filter is called as `filter(problem, trace, grade)`. `run.py` runs a list of them; the others
+hold one kind each: what the grade says (`outcome`), the form of the text (`format`, `text`),
+the whole corpus (`corpus`) and the evaluation problems (`overlap`).
+"""
+
+from __future__ import annotations
+
+KNOWN: dict[str, str] = {
+    "truncated": "distill.filter.outcome:Truncated",
+    "correct": "distill.filter.outcome:Correct",
+    "format": "distill.filter.format:Format",
+    "length": "distill.filter.text:Length",
+    "repetition": "distill.filter.text:Repetition",
+    "duplicates": "distill.filter.corpus:Duplicates",
+    "overlap": "distill.filter.overlap:Overlap",
+}
+"""The names that a recipe's `filters` may use without saying where they are."""

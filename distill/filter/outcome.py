@@ -1,0 +1,58 @@
+"""Filters that only look at how the trace ended and how it was graded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill.errors import UsageError
+from distill.records import OUTCOMES, Grade, Problem, Trace
+
+
+class Truncated:
+    """Drops traces that were cut off at the token limit.
+
+    Such a trace has no end token: a student that trains on it does not learn to stop.
+    """
+
+    version = "1"
+
+    def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
+        if trace.finish_reason == "length":
+            size = f" after {trace.completion_tokens} tokens" if trace.completion_tokens else ""
+            return f"cut off{size}"
+        if grade.outcome == "truncated":
+            return "graded as truncated"
+        return None
+
+
+class Correct:
+    """Keeps traces whose outcome is in `allow`; by default only `correct` ones.
+
+    R1's general part (arXiv 2501.12948v1, section 2.3.3) was not graded by a rule:
+    `correct: {allow: [correct, ungraded]}` keeps such traces too.
+    """
+
+    version = "1"
+
+    def __init__(self, allow: Sequence[str] = ("correct",)) -> None:
+        unknown = [name for name in allow if name not in OUTCOMES]
+        if isinstance(allow, str) or unknown:
+            raise UsageError(
+                f"filter 'correct': allow = {allow!r}",
+                f"allow is a list of outcomes: {', '.join(OUTCOMES)}",
+            )
+        self.allow = tuple(allow)
+
+    def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
+        if grade.outcome in self.allow:
+            return None
+        if grade.outcome == "wrong":
+            return f"wrong: {_short(grade.extracted)} instead of {_short(problem.gold)}"
+        return f"{grade.outcome}: {_short(grade.detail)}" if grade.detail else grade.outcome
+
+
+def _short(text: str | None, limit: int = 60) -> str:
+    if text is None:
+        return "no answer"
+    folded = " ".join(text.split())
+    return folded if len(folded) <= limit else folded[: limit - 1] + "…"

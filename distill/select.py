@@ -1,0 +1,262 @@
+"""The select step: which of the kept traces are trained on, written as the data set.
+
+Every choice is made by a hash of the seed and the trace's own key, so that it depends on no
+other trace: adding problems or changing a filter moves nothing that is not concerned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DataError
+from distill.filter.text import CHARS_PER_TOKEN
+from distill.records import (
+    Example,
+    Problem,
+    Trace,
+    Verdict,
+    from_row,
+    read_jsonl,
+    read_records,
+    write_jsonl,
+)
+from distill.schema import Selection
+from distill.step import write_atomically
+
+QUANTILES = (0.1, 0.5, 0.9, 0.99)
+PARQUET_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A kept trace: its key, its length and where its line starts in the file of traces.
+
+    `size` is in tokens, or in characters where nobody counted (`tokens` is 0 then).
+    """
+
+    problem_id: str
+    index: int
+    tokens: int
+    size: int
+    offset: int
+
+
+def select_traces(
+    config: Selection,
+    *,
+    seed: int,
+    problems: Path,
+    traces: Path,
+    grades: Path,
+    verdicts: Path,
+    out: Path,
+) -> None:
+    """Choose up to `per_problem` kept traces of each problem and write the data set.
+
+    Writes `dataset.jsonl` (Example rows in a shuffled, fixed order), `dataset.parquet` (the
+    same rows), `verdicts.jsonl` (final, one per trace) and `summary.json`. The same input gives
+    the same bytes. Raises DataError where nothing is left to train on.
+    """
+    start = time.monotonic()
+    asked = {p.id: p for p in read_records(Problem, problems)}
+    candidates = _candidates(traces, verdicts)
+    chosen = choose(candidates, config, seed)
+    if not chosen:
+        raise _nothing_left(verdicts)
+    chosen.sort(key=lambda c: _draw(seed, "shuffle", c.problem_id, c.index))
+    out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(out / "dataset.jsonl", _examples(chosen, asked, traces))
+    _write_parquet(out / "dataset.jsonl", out / "dataset.parquet")
+    keys = {(c.problem_id, c.index) for c in chosen}
+    write_jsonl(out / "verdicts.jsonl", _final(verdicts, keys, config))
+    summary = _summary(out / "verdicts.jsonl", asked, chosen)
+    summary["seconds"] = round(time.monotonic() - start, 3)
+    write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
+
+
+def choose(candidates: Iterable[Candidate], config: Selection, seed: int) -> list[Candidate]:
+    """The candidates to train on, in the order of their problems.
+
+    Ties of `shortest` and `longest` go to the smaller sample index. `max_examples` keeps whole
+    problems in the order of their hash; the last one may lose some of its traces.
+    """
+    groups: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[candidate.problem_id].append(candidate)
+    order = {
+        "shortest": lambda c: (c.size, c.index),
+        "longest": lambda c: (-c.size, c.index),
+        "random": lambda c: (_draw(seed, "sample", c.problem_id, c.index), c.index),
+    }[config.by]
+    best = {key: sorted(group, key=order)[: config.per_problem] for key, group in groups.items()}
+    if config.max_examples is None:
+        return [c for group in best.values() for c in group]
+    by_hash = sorted(best, key=lambda key: _draw(seed, "problem", key))
+    return [c for key in by_hash for c in best[key]][: config.max_examples]
+
+
+def _draw(seed: int, *what: object) -> bytes:
+    """A reproducible random number for one thing, independent of all others."""
+    return hashlib.sha256("\0".join(map(str, (seed, *what))).encode()).digest()
+
+
+def _candidates(traces: Path, verdicts: Path) -> Iterator[Candidate]:
+    """The kept traces. Verdicts and traces stand in the same order."""
+    rows = _lines(traces)
+    for verdict in read_records(Verdict, verdicts):
+        offset, row = next(rows, (0, {}))
+        if (row.get("problem_id"), row.get("index")) != (verdict.problem_id, verdict.index):
+            raise DataError(
+                f"{verdicts} does not fit {traces}: verdict on sample {verdict.index} of problem "
+                f"{verdict.problem_id} where the trace is sample {row.get('index')} of "
+                f"{row.get('problem_id')}",
+                "filter the traces again",
+            )
+        if verdict.kept:
+            tokens = int(row.get("completion_tokens") or 0)
+            size = tokens or len(row.get("text", ""))
+            yield Candidate(verdict.problem_id, verdict.index, tokens, size, offset)
+    if next(rows, None) is not None:
+        raise DataError(f"{traces} has more traces than {verdicts} verdicts", "filter them again")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSONL file with the byte at which each line starts."""
+    offset = 0
+    with path.open("rb") as file:
+        for raw in file:
+            if raw.strip():
+                yield offset, json.loads(raw)
+            offset += len(raw)
+
+
+def _examples(
+    chosen: Sequence[Candidate], problems: dict[str, Problem], traces: Path
+) -> Iterator[Example]:
+    """The examples in the order of `chosen`, each trace read from its place in the file."""
+    with traces.open("rb") as file:
+        for candidate in chosen:
+            if candidate.problem_id not in problems:
+                raise DataError(
+                    f"sample {candidate.index} of problem {candidate.problem_id} has no problem",
+                    "traces and problems belong to different runs",
+                )
+            file.seek(candidate.offset)
+            trace = from_row(Trace, json.loads(file.readline()))
+            problem = problems[candidate.problem_id]
+            yield Example(
+                problem_id=problem.id,
+                index=trace.index,
+                messages=(*problem.messages, {"role": "assistant", "content": trace.text}),
+                source=problem.source,
+            )
+
+
+def _write_parquet(rows: Path, out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    schema = pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("index", pa.int64()),
+            ("messages", pa.list_(message)),
+            ("source", pa.string()),
+        ]
+    )
+    temporary = out.with_name(f".{out.name}.tmp")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        for batch in _batches(read_jsonl(rows), PARQUET_ROWS):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    temporary.replace(out)
+
+
+def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def _final(verdicts: Path, chosen: set[tuple[str, int]], config: Selection) -> Iterator[Verdict]:
+    """All verdicts; a kept trace that was not chosen is dropped by `select`."""
+    limit = f", at most {config.max_examples} examples" if config.max_examples else ""
+    reason = f"not among the {config.per_problem} chosen per problem ({config.by}){limit}"
+    for verdict in read_records(Verdict, verdicts):
+        if verdict.kept and (verdict.problem_id, verdict.index) not in chosen:
+            verdict = replace(verdict, kept=False, filter="select", reason=reason)
+        yield verdict
+
+
+def _summary(
+    verdicts: Path, problems: dict[str, Problem], chosen: Sequence[Candidate]
+) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    sources: dict[str, Counter[str]] = defaultdict(Counter)
+    traces = 0
+    for verdict in read_records(Verdict, verdicts):
+        traces += 1
+        counts = sources[problems[verdict.problem_id].source]
+        counts["traces"] += 1
+        counts["kept"] += verdict.kept or verdict.filter == "select"
+        counts["selected"] += verdict.kept
+        if not verdict.kept:
+            dropped[verdict.filter] += 1
+    solved = {c.problem_id for c in chosen}
+    for key in solved:
+        sources[problems[key].source]["problems"] += 1
+    notes = []
+    sizes = [c.tokens or round(c.size / CHARS_PER_TOKEN) for c in chosen]
+    unknown = sum(not c.tokens for c in chosen)
+    if unknown:
+        notes.append(
+            f"{unknown} of {len(chosen)} traces came without a token count; theirs is "
+            "estimated at 4 characters a token"
+        )
+    return {
+        "traces": traces,
+        "kept": len(chosen) + dropped["select"],
+        "selected": len(chosen),
+        "problems": len(solved),
+        "dropped": dict(dropped.most_common()),
+        "tokens": sum(sizes),
+        "token_quantiles": quantiles(sizes),
+        "by_source": {name: dict(counts) for name, counts in sorted(sources.items())},
+        "notes": notes,
+    }
+
+
+def quantiles(sizes: Sequence[int]) -> dict[str, float]:
+    """Mean, extremes and QUANTILES of token counts; a quantile is a value that occurs."""
+    ordered = sorted(sizes)
+    named = {f"p{q * 100:g}": ordered[int(q * (len(ordered) - 1))] for q in QUANTILES}
+    mean = round(sum(ordered) / len(ordered), 1)
+    return {"mean": mean, "min": ordered[0], **named, "max": ordered[-1]}
+
+
+def _nothing_left(verdicts: Path) -> DataError:
+    dropped = Counter(v.filter for v in read_records(Verdict, verdicts) if not v.kept)
+    if not dropped:
+        return DataError("there are no traces to select from", "sample or import some first")
+    worst = dropped.most_common(1)[0][0]
+    ways = ", ".join(f"{name} {count}" for name, count in dropped.most_common())
+    return DataError(
+        f"no trace is left to train on: of {dropped.total()}, the filters dropped {ways}",
+        _ADVICE.get(worst, f"look at the reasons in {verdicts}, or leave '{worst}' out of filters"),
+    )
+
+
+_ADVICE = {
+    "truncated": "raise sampling.max_tokens, or use easier problems",
+    "correct": "use easier problems, a stronger teacher or a larger sampling.n; if the answers "
+    "look right, see what the grader extracted in grades.jsonl",
+    "format": "the teacher does not close its thinking: check its tags in the catalog",
+    "overlap": "the problems are in the evaluation tasks: train on others or evaluate on others",
+}

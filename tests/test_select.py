@@ -1,0 +1,170 @@
+"""Selection: how many of each problem, which, in what order, and the files it writes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.errors import DataError
+from distill.records import Example, Problem, Trace, Verdict, read_jsonl, read_records, write_jsonl
+from distill.schema import Selection
+from distill.select import Candidate, choose, quantiles, select_traces
+
+
+def write_inputs(folder: Path, problems: int = 12, n: int = 4, **trace: Any) -> None:
+    rng = random.Random(0)
+    asked = [
+        Problem(
+            messages=(
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"Question {i}? ünïcode"},
+            ),
+            source=("a", "b")[i % 2],
+        )
+        for i in range(problems)
+    ]
+    traces = [
+        Trace(
+            problem_id=p.id,
+            index=i,
+            text=f"<think>\n{'ä' * i} {p.id}\n</think>\n\nx",
+            **{"completion_tokens": 10 + rng.randrange(90), **trace},
+        )
+        for p in asked
+        for i in range(n)
+    ]
+    write_jsonl(folder / "problems.jsonl", asked)
+    write_jsonl(folder / "traces.jsonl", traces)
+    write_jsonl(folder / "grades.jsonl", [])
+    write_jsonl(
+        folder / "verdicts.jsonl",
+        [
+            Verdict(problem_id=t.problem_id, index=t.index, kept=True)
+            if t.index
+            else Verdict(
+                problem_id=t.problem_id, index=0, kept=False, filter="correct", reason="wrong"
+            )
+            for t in traces
+        ],
+    )
+
+
+def select(folder: Path, out: str = "out", seed: int = 0, **config: Any) -> dict[str, Any]:
+    files = {k: folder / f"{k}.jsonl" for k in ("problems", "traces", "grades", "verdicts")}
+    select_traces(Selection(**config), seed=seed, **files, out=folder / out)
+    summary: dict[str, Any] = json.loads((folder / out / "summary.json").read_text())
+    return summary
+
+
+def test_examples_hold_the_whole_chat_and_the_files_agree(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    summary = select(tmp_path, per_problem=2)
+    examples = list(read_records(Example, tmp_path / "out" / "dataset.jsonl"))
+    assert len(examples) == summary["selected"] == 24
+    assert [m["role"] for m in examples[0].messages] == ["system", "user", "assistant"]
+    assert examples[0].problem_id in examples[0].messages[2]["content"]
+    from datasets import load_dataset
+
+    table = load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "out" / "dataset.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert list(table) == list(read_jsonl(tmp_path / "out" / "dataset.jsonl"))
+
+
+def test_funnel_adds_up_to_the_last_trace(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    summary = select(tmp_path, per_problem=1, max_examples=7)
+    final = list(read_records(Verdict, tmp_path / "out" / "verdicts.jsonl"))
+    kept = {(v.problem_id, v.index) for v in final if v.kept}
+    examples = read_records(Example, tmp_path / "out" / "dataset.jsonl")
+    assert kept == {(e.problem_id, e.index) for e in examples}
+    assert len(final) == 48 == summary["traces"]
+    assert summary["dropped"] == {"select": 29, "correct": 12}
+    assert summary["traces"] == summary["selected"] + sum(summary["dropped"].values())
+    assert summary["kept"] == 36
+    assert summary["problems"] == 7
+    assert sum(s["selected"] for s in summary["by_source"].values()) == 7
+    assert "at most 7 examples" in next(v.reason for v in final if v.filter == "select")
+    traces = {(t.problem_id, t.index): t for t in read_records(Trace, tmp_path / "traces.jsonl")}
+    assert summary["tokens"] == sum(traces[key].completion_tokens for key in kept)
+
+
+def test_same_input_gives_the_same_bytes_and_seeds_differ(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    for out, seed in (("one", 3), ("two", 3), ("other", 4)):
+        select(tmp_path, out, seed)
+    for name in ("dataset.jsonl", "dataset.parquet", "verdicts.jsonl"):
+        first, second, other = (
+            (tmp_path / out / name).read_bytes() for out in ("one", "two", "other")
+        )
+        assert first == second != other
+
+
+def candidate(problem: str, index: int, size: int = 1) -> Candidate:
+    return Candidate(problem, index, size, size, 0)
+
+
+def test_shortest_and_longest_with_ties() -> None:
+    group = [candidate("p", i, size) for i, size in enumerate((30, 10, 20, 10, 30))]
+    picked = choose(group, Selection(per_problem=3, by="shortest"), 0)
+    assert [c.index for c in picked] == [1, 3, 2]
+    picked = choose(group, Selection(per_problem=2, by="longest"), 0)
+    assert [c.index for c in picked] == [0, 4]
+
+
+def test_random_choice_does_not_depend_on_other_problems() -> None:
+    config = Selection(per_problem=2, by="random")
+    own = [candidate("p", i) for i in range(8)]
+    others = [candidate(f"q{i}", j) for i in range(20) for j in range(8)]
+    alone = {c.index for c in choose(own, config, 5)}
+    among = {c.index for c in choose([*others, *own], config, 5) if c.problem_id == "p"}
+    assert alone == among
+    spread = {c.index for seed in range(40) for c in choose(own, config, seed)}
+    assert spread == set(range(8))
+
+
+def test_max_examples_keeps_a_stable_set_of_problems() -> None:
+    pool = [candidate(f"p{i}", 0) for i in range(50)]
+    ten = {c.problem_id for c in choose(pool, Selection(max_examples=10), 0)}
+    twenty = {c.problem_id for c in choose(pool, Selection(max_examples=20), 0)}
+    assert len(ten) == 10
+    assert ten < twenty
+
+
+def test_quantiles_are_values_that_occur() -> None:
+    found = quantiles([5, 1, 3])
+    assert found["p50"] == 3
+    assert (found["min"], found["max"], found["mean"]) == (1, 5, 3.0)
+
+
+def test_unknown_token_counts_are_estimated_and_said(tmp_path: Path) -> None:
+    write_inputs(tmp_path, completion_tokens=0)
+    summary = select(tmp_path)
+    assert "12 of 12 traces came without a token count" in summary["notes"][0]
+    assert summary["tokens"] > 0
+
+
+def test_nothing_left_says_who_dropped_it_and_what_to_do(tmp_path: Path) -> None:
+    write_inputs(tmp_path, problems=3, n=1)
+    with pytest.raises(DataError) as caught:
+        select(tmp_path)
+    assert "of 3, the filters dropped correct 3" in caught.value.message
+    assert "easier problems" in caught.value.hint
+
+
+def test_verdicts_of_other_traces_are_refused(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    rows = list(read_jsonl(tmp_path / "verdicts.jsonl"))
+    write_jsonl(tmp_path / "verdicts.jsonl", rows[1:])
+    with pytest.raises(DataError, match="does not fit"):
+        select(tmp_path)
+    write_jsonl(tmp_path / "verdicts.jsonl", rows[:-1])
+    with pytest.raises(DataError, match="more traces"):
+        select(tmp_path)
