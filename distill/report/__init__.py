@@ -1,1 +1,5 @@
 """The report: one page, one Markdown file and one JSON file that carry the same numbers."""
+
+from distill.report.write import Report, write_report
+
+__all__ = ["Report", "write_report"]

@@ -1,0 +1,205 @@
+"""Charts as inline SVG that follow the page: its fonts, its colours, light and dark.
+
+matplotlib draws with four placeholder colours, which become CSS variables afterwards. Each chart
+is drawn twice, for a wide and for a narrow column, because text in a scaled SVG shrinks with it.
+The same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from distill.report.words import bounds, count, percent, plural, role_name
+
+INK, MUTED, RULE, ACCENT = "#010203", "#040506", "#070809", "#0a0b0c"
+"""Placeholders that no chart needs for itself."""
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent"}
+WIDE, NARROW = 660, 340
+"""CSS pixels; the figure's unit is one pixel at its natural size."""
+
+Draw = Callable[[Any, bool], None]
+"""Draws on matplotlib axes; the flag says whether the column is narrow."""
+
+
+def results_chart(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """pass@1 of each model as a dot with its 95% interval; the student in the accent colour."""
+    rows = [row for row in rows if row.get("pass@1") is not None]
+    if not rows:
+        return ""
+
+    def draw(axes: Any, narrow: bool) -> None:
+        for y, row in enumerate(reversed(rows)):
+            colour = ACCENT if row["role"] == "student" else MUTED
+            value = 100 * row["pass@1"]
+            interval = row.get("interval")
+            if interval and None not in interval:
+                axes.plot([100 * x for x in interval], [y, y], color=colour, lw=2.5, clip_on=False)
+            axes.plot([value], [y], "o", color=colour, ms=9, clip_on=False)
+            label = f"{role_name(row['role'])}  {percent(row['pass@1'])}"
+            weight = "bold" if row["role"] == "student" else "normal"
+            axes.text(0, y + 0.3, label, color=INK, fontsize=14, weight=weight)
+        axes.set_xlim(-1, 101)
+        axes.set_ylim(-0.6, len(rows) - 0.25)
+        axes.set_yticks([])
+        axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100%"])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=RULE, lw=1)
+
+    told = "; ".join(
+        f"{role_name(r['role'])} {percent(r['pass@1'])} ({bounds(r.get('interval'))})" for r in rows
+    )
+    return _figure(
+        "results",
+        f"pass@1 on {task} with 95% intervals",
+        told,
+        draw,
+        height=34 + 54 * len(rows),
+        wide=520,
+    )
+
+
+def pass_rate_chart(rates: Mapping[str, Any]) -> str:
+    """Problems by their share of correct traces, all behind and selected in front."""
+
+    def draw(axes: Any, narrow: bool) -> None:
+        places = range(len(rates["labels"]))
+        axes.bar(places, rates["before"], width=0.86, color=RULE)
+        axes.bar(places, rates["after"], width=0.86, color=ACCENT)
+        step = 2 if len(rates["labels"]) > 9 else 1
+        axes.set_xticks(list(places)[::step], rates["labels"][::step])
+        axes.set_xlabel(rates["axis"])
+        axes.set_ylabel("problems")
+
+    told = "; ".join(
+        f"{label}: {b} problems, {a} of them selected"
+        for label, b, a in zip(rates["labels"], rates["before"], rates["after"], strict=True)
+    )
+    return _figure("rates", "How often the teacher was right, by problem", told, draw, wide=500)
+
+
+def lengths_chart(lengths: Mapping[str, Any]) -> str:
+    """Histogram of the traces' lengths, all behind and selected in front."""
+    edges = lengths["edges"]
+
+    def draw(axes: Any, narrow: bool) -> None:
+        axes.stairs(lengths["before"]["counts"], edges, fill=True, color=RULE)
+        axes.stairs(lengths["after"]["counts"], edges, fill=True, color=ACCENT)
+        axes.set_xlabel(lengths["unit"])
+        axes.set_ylabel("traces")
+        axes.set_xlim(0, edges[-1])
+        axes.xaxis.set_major_locator(_ticks(4 if narrow else 6))
+        axes.xaxis.set_major_formatter(lambda x, _: count(x))
+
+    before, after = lengths["before"]["quantiles"], lengths["after"]["quantiles"]
+    told = f"{plural(before['n'], 'trace')} sampled, median {count(before['p50'])}"
+    if after:
+        told += f"; {count(after['n'])} trained on, median {count(after['p50'])}"
+    return _figure("lengths", f"Lengths of the traces in {lengths['unit']}", told, draw, wide=500)
+
+
+def loss_chart(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Training loss over updates."""
+    rows = [row for row in curve if row.get("loss") is not None and row.get("step") is not None]
+    if len(rows) < 2:
+        return ""
+
+    def draw(axes: Any, narrow: bool) -> None:
+        axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=ACCENT, lw=2)
+        axes.set_xlabel("update")
+        axes.set_ylabel("loss")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(_ticks(4 if narrow else 7))
+        axes.grid(axis="y", color=RULE, lw=1)
+
+    told = f"from {rows[0]['loss']:.3f} at update {rows[0]['step']}"
+    told += f" to {rows[-1]['loss']:.3f} at update {rows[-1]['step']}"
+    return _figure("loss", "Training loss", told, draw, height=240)
+
+
+def _ticks(number: int) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(number, integer=True)
+
+
+def _figure(
+    name: str, title: str, told: str, draw: Draw, *, height: int = 260, wide: int = WIDE
+) -> str:
+    """Both drawings of a chart; the style sheet shows the one that fits."""
+    parts = [
+        _svg(f"{name}-{size}", title, told, draw, width, height, size == "narrow")
+        for size, width in (("wide", wide), ("narrow", NARROW))
+    ]
+    return "".join(parts)
+
+
+def _svg(
+    name: str, title: str, told: str, draw: Draw, width: int, height: int, narrow: bool
+) -> str:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+        # A figure of its own, without pyplot: no global state, no GUI, no backend switch.
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        draw(axes, narrow)
+        drawn = StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(drawn, format="svg", metadata=nothing, transparent=True)
+    return _inline(drawn.getvalue(), name, title, told, "narrow" if narrow else "wide")
+
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "distill",
+    "font.size": 13,
+    "font.family": "sans-serif",
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "lines.solid_capstyle": "round",
+    "text.parse_math": False,
+}
+
+
+def _inline(svg: str, name: str, title: str, told: str, size: str) -> str:
+    """matplotlib's file as an element of the page: no prolog, own ids, CSS colours, a text."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.S)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = body.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    # The page's own font: what is left of matplotlib's is size, weight and anchor.
+    body = re.sub(r"font-family: [^;\"]+; ?", "", body)
+    body = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]+", _font, body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    box = re.search(r'viewBox="([^"]+)"', body)
+    width = box.group(1).split()[2] if box else "0"
+    head = (
+        f'<svg class="chart {size}" role="img" aria-labelledby="{name}-title {name}-desc" '
+        f'viewBox="{box.group(1) if box else ""}" style="max-width: {float(width):.0f}px">'
+        f'<title id="{name}-title">{html.escape(title)}</title>'
+        f'<desc id="{name}-desc">{html.escape(told)}</desc>'
+    )
+    rest = body[body.index(">") + 1 :]
+    return re.sub(r"\n\s*", "\n", head + rest).strip()
+
+
+def _font(match: re.Match[str]) -> str:
+    weight = " font-weight: 600;" if "bold" in match.group(1) or "700" in match.group(1) else ""
+    return f"{weight} font-size: {match.group(2)}".strip()

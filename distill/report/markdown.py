@@ -1,0 +1,120 @@
+"""The report as GitHub-flavoured Markdown: the page's tables and sentences, without charts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from distill.report import say, tables, words
+from distill.report.tables import Table
+
+
+def render_markdown(numbers: Mapping[str, Any]) -> str:
+    """The whole report as one Markdown document."""
+    parts = [
+        *_head(numbers),
+        *_results(numbers),
+        *_data(numbers),
+        *_training(numbers),
+        *_end(numbers),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(t: Table | None) -> str:
+    """A pipe table; empty for no table."""
+    if t is None:
+        return ""
+    rule = ["---:" if i in t.numeric else "---" for i in range(len(t.columns))]
+    lines = [t.columns, rule, *t.rows]
+    first, *rest = ["| " + " | ".join(line) + " |" for line in _cells(lines)]
+    return "\n".join([first, "| " + " | ".join(rule) + " |", *rest[1:]])
+
+
+def escape(text: str) -> str:
+    """Text that GitHub prints as it is: on one line, no markup, no HTML, no mention."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
+    return line.replace("@", "&#64;") if re.search(r"(^|\s)@\w", line) else line
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of names and values."""
+    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
+
+
+def _cells(lines: Iterable[Iterable[str]]) -> list[list[str]]:
+    return [[escape(cell) for cell in line] for line in lines]
+
+
+def _head(n: Mapping[str, Any]) -> list[str]:
+    return [
+        f"# {escape(say.title(n))}",
+        escape(say.partial(n)),
+        f"**{escape(say.headline(n))}**",
+        escape(say.against_best(n["headline"])),
+        facts(tables.headline_facts(n)),
+    ]
+
+
+def _results(n: Mapping[str, Any]) -> list[str]:
+    evaluation = n["evaluation"]
+    if not evaluation or not evaluation["tasks"]:
+        return ["## Results", "Nothing was evaluated in this run."]
+    parts = ["## Results"]
+    if say.settings(evaluation):
+        text = f"All models under the same settings: {say.settings(evaluation)}."
+        parts.append(escape(text))
+    for name, task in evaluation["tasks"].items():
+        parts.append(f"### {escape(name)} ({words.plural(task['problems'], 'problem')})")
+        parts.append(table(tables.results_table(task)))
+        parts.append(table(tables.differences_table(task)))
+        parts += [table(tables.groups_table(task, kind)) for kind in ("source", "difficulty")]
+        if task["changes"]:
+            parts.append(escape(say.changes(task["changes"], task["samples"])))
+            for side, title in (("gained", "Largest gains"), ("lost", "Largest losses")):
+                found = table(tables.changes_table(task["changes"][side]))
+                parts += [f"**{title}**", found or "None."]
+    return parts
+
+
+def _data(n: Mapping[str, Any]) -> list[str]:
+    parts = ["## Data", table(tables.sources_table(n["problems"]))]
+    if n["funnel"]:
+        parts += [escape(say.funnel(n["funnel"])), table(tables.funnel_table(n["funnel"]))]
+    else:
+        parts.append("No trace was filtered in this run.")
+    rates = n["pass_rates"]
+    if rates:
+        rows = zip(rates["labels"], rates["before"], rates["after"], strict=True)
+        cells = [[label, words.count(b), words.count(a)] for label, b, a in rows]
+        columns = [rates["axis"], "problems", "with a selected trace"]
+        parts.append(table(Table(columns, cells, numeric=frozenset({1, 2}))))
+    if n["lengths"]:
+        parts.append(f"Lengths in {n['lengths']['unit']}:")
+        parts.append(table(tables.lengths_table(n["lengths"])))
+    parts.append(table(tables.outcomes_table(n["grading"])))
+    parts.append(facts(tables.sampling_facts(n["sampling"])))
+    return parts
+
+
+def _training(n: Mapping[str, Any]) -> list[str]:
+    if not n["training"]:
+        return ["## Training", "Nothing was trained in this run."]
+    return ["## Training", facts(tables.training_facts(n["training"]))]
+
+
+def _end(n: Mapping[str, Any]) -> list[str]:
+    notes = [f"- **{escape(x['step'])}**: {escape(x['note'])}" for x in n["notes"]]
+    command = shlex.join(n["command"]).replace("`", "'")
+    return [
+        "## Notes",
+        "\n".join(notes) or "No step degraded anything.",
+        "## Do it again",
+        f"```sh\n{command}\n```" if command else "The command was not recorded.",
+        table(tables.steps_table(n)),
+        f"Run `{n['run']}`. All numbers are in `report.json`.",
+    ]

@@ -1,0 +1,233 @@
+"""What happened to the traces: the funnel, pass rates and lengths, and a few traces to read.
+
+A corpus may have millions of traces, so files are streamed: outcomes and lengths are kept,
+texts only of the traces that are shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.records import Problem, read_jsonl, read_records
+from distill.report.words import clip
+from distill.thinking import split
+
+Key = tuple[str, int]
+KEPT_SHOWN = 3
+DROPPED_SHOWN = 6
+
+
+@dataclass(slots=True)
+class Ledger:
+    """One entry for each trace, in the order of the traces."""
+
+    tokens: dict[Key, int] = field(default_factory=dict)
+    outcomes: dict[Key, str] = field(default_factory=dict)
+    dropped: dict[Key, tuple[str, str]] = field(default_factory=dict)
+    """Filter and reason of the dropped ones."""
+    judged: set[Key] = field(default_factory=set)
+    unit: str = "tokens"
+
+    @property
+    def kept(self) -> list[Key]:
+        return [key for key in self.judged if key not in self.dropped]
+
+
+def read_ledger(pool: Path | None, grade: Path | None, verdicts: Path | None) -> Ledger:
+    """Read what there is of traces, grades and final verdicts; a None folder is not there."""
+    ledger = Ledger()
+    for row in _rows(pool, "traces.jsonl"):
+        key = _key(row)
+        ledger.tokens[key] = int(row.get("completion_tokens") or 0)
+    if ledger.tokens and not any(ledger.tokens.values()):
+        # Published traces come without counts: characters are what can be compared.
+        ledger.unit = "characters"
+        for row in _rows(pool, "traces.jsonl"):
+            ledger.tokens[_key(row)] = len(row.get("text") or "")
+    for row in _rows(grade, "grades.jsonl"):
+        ledger.outcomes[_key(row)] = str(row.get("outcome", "ungraded"))
+    for row in _rows(verdicts, "verdicts.jsonl"):
+        key = _key(row)
+        ledger.judged.add(key)
+        if not row.get("kept"):
+            ledger.dropped[key] = (str(row.get("filter") or "?"), str(row.get("reason") or ""))
+    return ledger
+
+
+def funnel(
+    ledger: Ledger, order: Iterable[str], solo: Mapping[str, int], selected: int | None
+) -> dict[str, Any]:
+    """From all sampled traces to the selected ones, one row for each filter, with an example.
+
+    `solo` is how many traces a filter would drop alone. `adds_up` is False where the files
+    disagree, which the report must say.
+    """
+    drops = Counter(name for name, _ in ledger.dropped.values())
+    examples: dict[str, tuple[str, Key, str]] = {}
+    for key, (name, reason) in ledger.dropped.items():
+        candidate = (_lot(key), key, reason)
+        examples[name] = min(examples.get(name, candidate), candidate)
+    names = list(dict.fromkeys([*order, *sorted(drops.keys() - {"select"})]))
+    if "select" in drops:
+        names = [name for name in names if name != "select"] + ["select"]
+    left = start = len(ledger.judged)
+    stages = []
+    for name in names:
+        left -= drops[name]
+        stage = {"filter": name, "dropped": drops[name], "left": left, "solo": solo.get(name)}
+        if name in examples:
+            stage["example"] = examples[name][2]
+        stages.append(stage)
+    end = left if selected is None else selected
+    adds_up = left == end and start == (len(ledger.tokens) or start)
+    return {"start": start, "stages": stages, "end": end, "adds_up": adds_up}
+
+
+def pass_rates(ledger: Ledger) -> dict[str, Any] | None:
+    """How many problems have which share of correct traces: all of them, and the selected ones.
+
+    With at most 16 traces for every problem the bins are `k of n`; otherwise tenths, with
+    never and always apart, since those two are no estimate but a fact.
+    """
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for (problem, _), outcome in ledger.outcomes.items():
+        if outcome != "ungraded":
+            total[problem] += 1
+            right[problem] += outcome == "correct"
+    if not total:
+        return None
+    sizes = set(total.values())
+    n = max(sizes)
+    exact = len(sizes) == 1 and n <= 16
+    labels = [str(k) for k in range(n + 1)] if exact else _tenth_labels()
+    kept = {problem for problem, _ in ledger.kept}
+    before, after = [0] * len(labels), [0] * len(labels)
+    for problem, of in total.items():
+        bin_ = right[problem] if exact else _tenth(right[problem], of)
+        before[bin_] += 1
+        after[bin_] += problem in kept
+    axis = f"correct traces out of {n}" if exact else "share of correct traces"
+    return {"labels": labels, "axis": axis, "before": before, "after": after}
+
+
+def _tenth_labels() -> list[str]:
+    return ["never", *(f"{10 * k}%" for k in range(1, 10)), "always"]
+
+
+def _tenth(right: int, of: int) -> int:
+    if right in (0, of):
+        return 10 * (right == of)
+    return min(max(round(10 * right / of), 1), 9)
+
+
+def lengths(ledger: Ledger, bins: int = 24) -> dict[str, Any] | None:
+    """Histogram and quantiles of the traces' lengths, of all and of the selected ones."""
+    if not ledger.tokens:
+        return None
+    everything = sorted(ledger.tokens.values())
+    chosen = sorted(ledger.tokens.get(key, 0) for key in ledger.kept)
+    width = _round_width(everything[-1] / bins)
+    edges = [width * k for k in range(everything[-1] // width + 2)]
+    result: dict[str, Any] = {"unit": ledger.unit, "edges": edges}
+    for name, values in (("before", everything), ("after", chosen)):
+        counts = [0] * (len(edges) - 1)
+        for value in values:
+            counts[value // width] += 1
+        result[name] = {"counts": counts, "quantiles": _quantiles(values)}
+    return result
+
+
+def _round_width(raw: float) -> int:
+    """The next 1, 2 or 5 times a power of ten, so that bin edges are readable."""
+    width = 1
+    while width < raw:
+        width = width * 5 // 2 if str(width)[0] == "2" else width * 2
+    return width
+
+
+def _quantiles(values: list[int]) -> dict[str, float] | None:
+    if not values:
+        return None
+    at = {f"p{q}": values[min(len(values) - 1, len(values) * q // 100)] for q in (5, 50, 95)}
+    return {"n": len(values), "mean": sum(values) / len(values), **at, "max": values[-1]}
+
+
+def choose_traces(ledger: Ledger, stages: Iterable[Mapping[str, Any]]) -> dict[Key, str]:
+    """A few kept traces and one of each filter that dropped most; drawn by hash, not by looks."""
+    chosen = dict.fromkeys(sorted(ledger.kept, key=_lot)[:KEPT_SHOWN], "")
+    by_filter: dict[str, list[Key]] = defaultdict(list)
+    for key, (name, _) in ledger.dropped.items():
+        by_filter[name].append(key)
+    busy = sorted((s for s in stages if s["dropped"]), key=lambda s: -s["dropped"])
+    for stage in busy[:DROPPED_SHOWN]:
+        chosen[min(by_filter[stage["filter"]], key=_lot)] = stage["filter"]
+    return chosen
+
+
+def read_traces(
+    pool: Path, problems: Path, chosen: Mapping[Key, str], ledger: Ledger
+) -> list[dict[str, Any]]:
+    """The chosen traces with their problems, in the order of `chosen`."""
+    texts = {key: row for row in _rows(pool, "traces.jsonl") if (key := _key(row)) in chosen}
+    asked = questions([problems / "problems.jsonl"], {problem for problem, _ in texts})
+    shown = []
+    for key, name in chosen.items():
+        row = texts.get(key)
+        if row is None:
+            continue
+        shown.append(
+            {
+                "problem_id": key[0],
+                "index": key[1],
+                "kept": not name,
+                "filter": name,
+                "reason": ledger.dropped.get(key, ("", ""))[1],
+                "outcome": ledger.outcomes.get(key, "ungraded"),
+                "length": ledger.tokens.get(key, 0),
+                **asked.get(key[0], {"question": "", "gold": None}),
+                **take_apart(str(row.get("text") or "")),
+            }
+        )
+    return shown
+
+
+def take_apart(text: str) -> dict[str, Any]:
+    """Thinking and answer of an output; `finished` is False for a chain that never closed."""
+    parts = split(text)
+    return {
+        "reasoning": None if parts.reasoning is None else clip(parts.reasoning),
+        "answer": clip(parts.answer),
+        "finished": parts.finished,
+    }
+
+
+def questions(files: Iterable[Path], wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """Question and gold of the wanted problems, from the first file that has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in files:
+        if not path.is_file():
+            continue
+        for problem in read_records(Problem, path):
+            if problem.id in wanted and problem.id not in found:
+                found[problem.id] = {"question": problem.question, "gold": problem.gold}
+    return found
+
+
+def _rows(folder: Path | None, name: str) -> Iterable[dict[str, Any]]:
+    if folder is None or not (folder / name).is_file():
+        return []
+    return read_jsonl(folder / name)
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return (str(row.get("problem_id", "")), int(row.get("index", 0)))
+
+
+def _lot(key: Key) -> str:
+    return hashlib.sha256(f"{key[0]}/{key[1]}".encode()).hexdigest()

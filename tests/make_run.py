@@ -1,0 +1,374 @@
+"""A synthetic run folder, written with the real record writers, for tests of the report.
+
+Every number is drawn from a seed; nothing here samples, grades or trains.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from distill.recipe import Recipe
+from distill.records import Example, Grade, Problem, Trace, Verdict, to_row, write_jsonl
+
+STEPS = ("problems", "sample", "grade", "tasks", "filter", "select", "train", "evaluate")
+FILTERS = ("truncated", "correct", "format", "length", "repetition", "duplicates", "overlap")
+SKILL = {"easy": 0.9, "medium": 0.65, "hard": 0.35}
+ROLES = {"base": 0.12, "base-best": 0.3, "student": 0.72, "teacher": 0.97}
+HOSTILE = "</pre></script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>"
+
+
+def make_run(
+    runs: Path,
+    *,
+    problems: int = 60,
+    n: int = 4,
+    seed: int = 0,
+    steps: Iterable[str] = STEPS,
+    hostile: bool = False,
+    roles: dict[str, float] = ROLES,
+    name: str = "pocket",
+) -> Path:
+    """Write `runs/<name>-0123456789ab/` with the given steps. Returns the run's folder."""
+    maker = _Maker(runs, problems, n, random.Random(seed), hostile, roles, name)
+    done = {step: maker.step(step) for step in STEPS if step in set(steps)}
+    run = runs / f"{name}-0123456789ab"
+    complete = set(steps) == set(STEPS)
+    recipe = Recipe.from_dict(
+        {
+            "name": name + (HOSTILE if hostile else ""),
+            "problems": {"sources": [{"task": "chain_sum", "size": problems}], "heldout": 0.2},
+            "teacher": {"model": "big-teacher-671b", "price_out": 2.0},
+            "sampling": {"n": n, "max_tokens": 2048},
+            "student": {"base": "small-base-135m"},
+        }
+    ).model_dump(mode="json")
+    _write(
+        run / "run.json",
+        {
+            "recipe": recipe,
+            "name": name,
+            "variant": "lora",
+            "command": ["distill", "run", name, "variant=lora"],
+            "created": "2026-11-22T09:31:15+00:00",
+            "steps": done,
+            "status": "done" if complete else "failed",
+        },
+    )
+    return run
+
+
+class _Maker:
+    def __init__(
+        self,
+        runs: Path,
+        count: int,
+        n: int,
+        rng: random.Random,
+        hostile: bool,
+        roles: dict[str, float],
+        name: str,
+    ) -> None:
+        self.runs, self.n, self.rng, self.roles, self.name = runs, n, rng, roles, name
+        self.evil = HOSTILE if hostile else ""
+        self.problems = [self._problem(i) for i in range(count)]
+        self.heldout = [self._problem(i) for i in range(count, count + max(count // 4, 8))]
+        self.traces, self.grades = self._sample()
+        self.verdicts = self._filter()
+        self.final = self._select()
+
+    def step(self, step: str) -> dict[str, Any]:
+        folder = self.runs / "steps" / f"{step}-{self.name[:4]}00000000"
+        summary = getattr(self, f"_write_{step}")(folder)
+        _write(folder / "summary.json", summary)
+        _write(
+            folder / "done.json",
+            {
+                "identity": f"{step}-identity",
+                "files": {"summary.json": {"sha256": "ab" * 32, "size": 10}},
+            },
+        )
+        relative = str(folder.relative_to(self.runs))
+        return {
+            "folder": relative,
+            "id": f"{step}00000000",
+            "seconds": summary.get("seconds", 1.0),
+            "reused": step == "problems",
+        }
+
+    def _problem(self, i: int) -> Problem:
+        a, b = self.rng.randint(10, 999), self.rng.randint(10, 999)
+        difficulty = ("easy", "medium", "hard")[i % 3]
+        return Problem(
+            messages=({"role": "user", "content": f"What is {a} + {b}? ({i}){self.evil}"},),
+            statement=f"What is {a} + {b}?{self.evil}",
+            gold=str(a + b),
+            source=("chain_sum", "gcd")[i % 2],
+            metadata={"difficulty": difficulty},
+        )
+
+    def _text(self, problem: Problem, right: bool, truncated: bool) -> tuple[str, str]:
+        lines = [
+            f"Step {k}: I look at the digits of {problem.gold} once more."
+            for k in range(self.rng.randint(2, 30))
+        ]
+        thinking = "\n".join([self.evil, *lines])
+        if truncated:
+            return f"<think>\n{thinking}", ""
+        answer = problem.gold if right else str(self.rng.randint(1, 2000))
+        return f"<think>\n{thinking}\n</think>\n\nThe sum is \\boxed{{{answer}}}.", str(answer)
+
+    def _sample(self) -> tuple[list[Trace], list[Grade]]:
+        traces, grades = [], []
+        for problem in self.problems:
+            for index in range(self.n):
+                cut = self.rng.random() < 0.08
+                right = self.rng.random() < SKILL[problem.metadata["difficulty"]]
+                text, extracted = self._text(problem, right, cut)
+                traces.append(
+                    Trace(
+                        problem_id=problem.id,
+                        index=index,
+                        text=text,
+                        finish_reason="length" if cut else "stop",
+                        completion_tokens=len(text) // 4,
+                        prompt_tokens=30,
+                        teacher="big-teacher-671b",
+                    )
+                )
+                outcome: Any = "truncated" if cut else "correct" if right else "wrong"
+                grades.append(Grade(outcome=outcome, score=float(right), extracted=extracted))
+        return traces, grades
+
+    def _filter(self) -> list[Verdict]:
+        verdicts = []
+        for trace, grade in zip(self.traces, self.grades, strict=True):
+            where, reason = "", ""
+            if grade.outcome == "truncated":
+                where, reason = "truncated", f"stopped at 2048 tokens{self.evil}"
+            elif not grade.correct:
+                where, reason = "correct", f"answered {grade.extracted}{self.evil}"
+            elif self.rng.random() < 0.1:
+                where, reason = "repetition", "a 12-gram occurs 31 times"
+            verdicts.append(
+                Verdict(
+                    problem_id=trace.problem_id,
+                    index=trace.index,
+                    kept=not where,
+                    filter=where,
+                    reason=reason,
+                )
+            )
+        return verdicts
+
+    def _select(self) -> list[Verdict]:
+        seen: Counter[str] = Counter()
+        final = []
+        for verdict in self.verdicts:
+            if verdict.kept and seen[verdict.problem_id]:
+                verdict = Verdict(
+                    problem_id=verdict.problem_id,
+                    index=verdict.index,
+                    kept=False,
+                    filter="select",
+                    reason="the problem already has 1 trace",
+                )
+            seen[verdict.problem_id] += verdict.kept
+            final.append(verdict)
+        return final
+
+    def _write_problems(self, folder: Path) -> dict[str, Any]:
+        write_jsonl(folder / "problems.jsonl", self.problems)
+        write_jsonl(folder / "heldout.jsonl", self.heldout)
+        rows = len(self.problems) + len(self.heldout)
+        half = {"rows": rows // 2, "problems": rows // 2, "duplicates": 3, "without_gold": 0}
+        half |= {"bad": 1, "heldout": len(self.heldout) // 2, "licence": "apache-2.0"}
+        sources = {"chain_sum": half, "gcd" + self.evil: {**half, "licence": ""}}
+        return {
+            "sources": sources,
+            "problems": len(self.problems),
+            "heldout": len(self.heldout),
+            "notes": ["1 row had no question and was left out"],
+        }
+
+    def _write_sample(self, folder: Path) -> dict[str, Any]:
+        write_jsonl(folder / "traces.jsonl", self.traces)
+        tokens = sum(t.completion_tokens for t in self.traces)
+        return {
+            "problems": len(self.problems),
+            "wanted": len(self.traces),
+            "bought": len(self.traces) - 10,
+            "reused": 10,
+            "failed": 2,
+            "truncated": sum(t.finish_reason == "length" for t in self.traces),
+            "prompt_tokens": 30 * len(self.traces),
+            "completion_tokens": tokens,
+            "tokens_bought": tokens - 900,
+            "cost": tokens * 2e-6,
+            "seconds": 81.5,
+            "tokens_per_second": tokens / 81.5,
+            "teacher": "big-teacher-671b" + self.evil,
+            "ignored": ["top_k"],
+            "deterministic": False,
+            "notes": [],
+        }
+
+    def _write_grade(self, folder: Path) -> dict[str, Any]:
+        rows = [
+            {"problem_id": t.problem_id, "index": t.index, **to_row(g)}
+            for t, g in zip(self.traces, self.grades, strict=True)
+        ]
+        write_jsonl(folder / "grades.jsonl", rows)
+        outcomes = Counter(g.outcome for g in self.grades)
+        return {"traces": len(rows), "outcomes": dict(outcomes), "seconds": 2.5, "notes": []}
+
+    def _write_tasks(self, folder: Path) -> dict[str, Any]:
+        write_jsonl(folder / "heldout.jsonl", self.heldout)
+        return {"tasks": {"heldout": len(self.heldout)}, "notes": []}
+
+    def _write_filter(self, folder: Path) -> dict[str, Any]:
+        write_jsonl(folder / "verdicts.jsonl", self.verdicts)
+        dropped = Counter(v.filter for v in self.verdicts if not v.kept)
+        return {
+            "traces": len(self.verdicts),
+            "kept": sum(v.kept for v in self.verdicts),
+            "dropped": {f: dropped[f] for f in FILTERS},
+            "solo": {f: dropped[f] + 3 * bool(dropped[f]) for f in FILTERS},
+            "notes": [],
+        }
+
+    def _write_select(self, folder: Path) -> dict[str, Any]:
+        write_jsonl(folder / "verdicts.jsonl", self.final)
+        by_id = {p.id: p for p in self.problems}
+        examples = [
+            Example(
+                problem_id=t.problem_id,
+                index=t.index,
+                messages=(
+                    *by_id[t.problem_id].messages,
+                    {"role": "assistant", "content": t.text},
+                ),
+            )
+            for t, v in zip(self.traces, self.final, strict=True)
+            if v.kept
+        ]
+        write_jsonl(folder / "dataset.jsonl", examples)
+        return {"traces": len(self.final), "selected": len(examples), "notes": []}
+
+    def _write_train(self, folder: Path) -> dict[str, Any]:
+        write_jsonl(
+            folder / "log.jsonl",
+            (
+                {"step": s, "loss": 2.4 / (1 + s / 12) + self.rng.random() / 20 + 0.2}
+                for s in range(1, 121)
+            ),
+        )
+        _write(folder / "student" / "config.json", {"model_type": "llama"})
+        return {
+            "examples": sum(v.kept for v in self.final),
+            "left_out_too_long": 1,
+            "tokens": 81234,
+            "trained_tokens": 60321,
+            "updates": 120,
+            "epochs": 2,
+            "seconds": 301.0,
+            "tokens_per_second": 200.0,
+            "final_loss": 0.41,
+            "params": 134_515_008,
+            "trainable_params": 9_768_960,
+            "method": "lora",
+            "device": "cpu",
+            "precision": "fp32",
+            "template": "chatml" + self.evil,
+            "notes": ["1 example was longer than max_length and was left out"],
+        }
+
+    def _write_evaluate(self, folder: Path) -> dict[str, Any]:
+        k, rows, models = 4, [], {}
+        right: dict[str, dict[str, float]] = {}
+        for role, skill in self.roles.items():
+            mine = [row for p in self.heldout for row in self._answers(role, skill, p, k)]
+            rows += mine
+            right[role] = {
+                p.id: sum(r["outcome"] == "correct" for r in mine if r["problem_id"] == p.id) / k
+                for p in self.heldout
+            }
+            models[role] = self._model(mine, right[role])
+        write_jsonl(folder / "samples.jsonl", rows)
+        differences = {}
+        for first, second in (("student", "base"), ("student", "base-best"), ("base", "teacher")):
+            if first in right and second in right:
+                gaps = [right[first][p.id] - right[second][p.id] for p in self.heldout]
+                mean, low, high = _interval(gaps)
+                differences[f"{first}-{second}"] = {
+                    "difference": mean,
+                    "interval": [low, high],
+                    "p": 0.0003,
+                }
+        task = {"problems": len(self.heldout), "samples": k, "models": models}
+        results = {
+            "settings": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 2048, "samples": k},
+            "tasks": {"heldout": {**task, "differences": differences}},
+            "headline": {"task": "heldout"},
+            "notes": [],
+        }
+        _write(folder / "results.json", results)
+        return {"seconds": 120.0, "notes": ["the base was cut off in 4 answers"]}
+
+    def _answers(self, role: str, skill: float, p: Problem, k: int) -> Iterable[dict[str, Any]]:
+        skill *= 0.5 + SKILL[p.metadata["difficulty"]] / 1.5
+        for index in range(k):
+            right = self.rng.random() < skill
+            text, extracted = self._text(p, right, False)
+            yield {
+                "role": role,
+                "task": "heldout",
+                "problem_id": p.id,
+                "index": index,
+                "outcome": "correct" if right else "wrong",
+                "extracted": extracted,
+                "finish_reason": "stop",
+                "completion_tokens": len(text) // 4,
+                "text": text,
+            }
+
+    def _model(self, rows: list[dict[str, Any]], right: dict[str, float]) -> dict[str, Any]:
+        mean, low, high = _interval(list(right.values()))
+        outcomes = Counter(r["outcome"] for r in rows)
+        model: dict[str, Any] = {
+            "pass@1": mean,
+            "interval": [low, high],
+            "pass@k": max(mean, 0.9),
+            "cons@k": mean,
+            "parsed_rate": 1.0,
+            "accuracy_parsed": mean,
+            "truncated": 0.0,
+            "mean_tokens": sum(r["completion_tokens"] for r in rows) / len(rows),
+            "outcomes": dict(outcomes),
+        }
+        for key, of in (
+            ("by_source", lambda p: p.source),
+            ("by_difficulty", lambda p: p.metadata["difficulty"]),
+        ):
+            groups: dict[str, list[float]] = {}
+            for p in self.heldout:
+                groups.setdefault(of(p), []).append(right[p.id])
+            model[key] = {
+                g: {"problems": len(v), "pass@1": sum(v) / len(v)} for g, v in groups.items()
+            }
+        return model
+
+
+def _interval(values: list[float]) -> tuple[float, float, float]:
+    mean = sum(values) / len(values)
+    spread = (sum((v - mean) ** 2 for v in values) / len(values) / len(values)) ** 0.5
+    return mean, mean - 1.96 * spread, mean + 1.96 * spread
+
+
+def _write(path: Path, data: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data), encoding="utf-8")
