@@ -1,0 +1,107 @@
+"""The recipe: what is refused and how, variants, overrides, origins, identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.errors import RecipeError
+from distill.recipe import Recipe, find_recipe, shipped_recipes
+
+MINE = """
+name: mine
+problems:
+  sources: [{file: problems.jsonl}]
+teacher: some/teacher
+student: some/base
+train: {epochs: 3}
+variants:
+  lora: {student: {method: lora}, train: {learning_rate: 1.0e-3}}
+  long: {train: {max_length: 65536}}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    return path
+
+
+def test_defaults_recipe_variant_override_in_this_order(mine: Path) -> None:
+    recipe = Recipe.load(mine, variant="lora", overrides=["train.learning_rate=5e-5"])
+    assert recipe.train.epochs == 3
+    assert recipe.train.learning_rate == 5e-5
+    assert recipe.student.method == "lora"
+    assert recipe.student.base == "some/base"
+    assert recipe.origin("train.epochs") == "recipe"
+    assert recipe.origin("student.method") == "variant lora"
+    assert recipe.origin("train.learning_rate") == "override"
+    assert recipe.origin("sampling.n") == "default"
+
+
+def test_several_variants_are_laid_over_each_other(mine: Path) -> None:
+    recipe = Recipe.load(mine, overrides=["variant=lora,long"])
+    assert recipe.variant == "lora,long"
+    assert recipe.student.method == "lora"
+    assert recipe.train.max_length == 65536
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trian.epochs=3", ["trian", "train"]),
+        ("train.epoch=3", ["train.epoch", "epochs"]),
+        ("problems.sources=[{fil: x}]", ["problems.sources.0.fil", "file"]),
+        ("train.epochs=-1", ["train.epochs", "-1", "greater than 0"]),
+        ("student.method=qlra", ["student.method", "qlra", "qlora"]),
+        ("problems.sources=[{task: chain_sum}]", ["chain_sum", "size"]),
+        ("variant=lorra", ["lorra", "lora", "did you mean"]),
+        ("epochs", ["epochs", "key=value"]),
+    ],
+)
+def test_a_wrong_override_is_named_with_the_nearest_right_one(
+    mine: Path, override: str, words: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(mine, overrides=[override])
+    for word in words:
+        assert word in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["- a list", "name: [", "name: \xff", "just text"])
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"bad\.yaml"):
+        Recipe.load(path)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'pocket'"):
+        find_recipe("pokcet")
+
+
+def test_runtime_fields_are_not_part_of_the_identity(mine: Path) -> None:
+    plain = Recipe.load(mine)
+    runtime = ["sampling.concurrency=7", "train.processes=2", "grading.workers=1"]
+    assert Recipe.load(mine, overrides=runtime).identity() == plain.identity()
+    assert Recipe.load(mine, overrides=["sampling.top_p=0.9"]).identity() != plain.identity()
+
+
+def test_a_recipe_survives_its_own_dump(mine: Path) -> None:
+    recipe = Recipe.load(mine, variant="lora")
+    again = Recipe.from_dict(recipe.model_dump(mode="json"))
+    assert again.model_dump() == recipe.model_dump()
+    assert again.identity() == recipe.identity()
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_and_variant_is_valid(name: str) -> None:
+    from distill.recipe import variants_of
+
+    assert Recipe.load(name).name == name
+    for variant in variants_of(name):
+        assert Recipe.load(name, variant=variant).variant == variant
