@@ -70,9 +70,8 @@ class Recipe(Section):
         value in YAML. Raises RecipeError.
         """
         path = find_recipe(str(name))
-        data = _read_yaml(path)
+        data, origins = _read_extended(path)
         variants = data.pop("variants", None) or {}
-        origins = dict.fromkeys(_leaves(data), "recipe")
         chosen = [v for v in variant.split(",") if v]
         settings, from_overrides = _split_overrides(overrides)
         chosen += [v for v in from_overrides.split(",") if v]
@@ -126,7 +125,7 @@ def shipped_recipes() -> dict[str, Path]:
     """Name -> path of the recipes in the package, in the order of their size."""
     folder = Path(str(resources.files("distill.recipes")))
     order = {"pocket": 0.001, "smollm2-135m": 0.1}
-    paths = {p.stem: p for p in folder.glob("*.yaml")}
+    paths = {p.stem: p for p in folder.glob("[!_]*.yaml")}
     return dict(sorted(paths.items(), key=lambda kv: order.get(kv[0]) or _size_of(kv[0])))
 
 
@@ -148,7 +147,7 @@ def find_recipe(name: str) -> Path:
 
 def variants_of(name: str) -> list[str]:
     """The variants a recipe offers."""
-    return list(_read_yaml(find_recipe(name)).get("variants") or {})
+    return list(_read_extended(find_recipe(name))[0].get("variants") or {})
 
 
 def _is_shipped(path: Path) -> bool:
@@ -160,6 +159,29 @@ def _size_of(name: str) -> float:
         return float(name.rstrip("b"))
     except ValueError:
         return 1e9
+
+
+def _read_extended(
+    path: Path, seen: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe laid over the one it `extends`, and the origin of each value.
+
+    A file name is relative to the recipe's folder. What one recipe of a family says is thus
+    written once. Raises RecipeError on a circle.
+    """
+    data = _read_yaml(path)
+    parent = data.pop("extends", None)
+    own = "recipe" if not seen else path.name
+    if parent is None:
+        return data, dict.fromkeys(_leaves(data), own)
+    if path in seen:
+        circle = " -> ".join(p.name for p in (*seen, path))
+        raise RecipeError(f"recipes extend each other in a circle: {circle}")
+    beside = path.parent / str(parent)
+    base_path = beside if beside.is_file() else find_recipe(str(parent))
+    base, origins = _read_extended(base_path, (*seen, path))
+    _merge(base, data, origins, own)
+    return base, origins
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
