@@ -160,7 +160,7 @@ def to_row(record: Any) -> dict[str, Any]:
 def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
     """The record of a row; unknown keys are ignored so that older code reads newer files."""
     known = {f.name for f in dataclasses.fields(kind)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known}
+    values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known}
     return kind(**values)
 
 
