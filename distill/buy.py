@@ -1,0 +1,361 @@
+"""Buys the traces that the pool lacks: concurrency, retries, fixed groups and the spending cap.
+
+Whatever arrives is in the pool before anything else happens, so a stop at any moment loses
+only what is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from distill.errors import DistillError, TeacherError
+from distill.progress import Progress
+from distill.protocols import BatchTeacher, Completion, Request, Teacher
+from distill.records import Trace
+from distill.schema import Sampling
+from distill.store import TracePool
+from distill.thinking import sanitise, split
+from distill.wanted import Job
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S, BACKOFF_MOST_S = 1.0, 60.0
+PRIOR_WEIGHT = 8
+GIVE_UP_AFTER = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that was given up, after `attempts`."""
+
+    problem_id: str
+    index: int
+    segment: int
+    error: str
+    attempts: int
+
+
+@dataclass(slots=True)
+class Budget:
+    """The spending cap: `fits` says whether another request may start.
+
+    What a request will cost is taken from those that came back, together with the worst case
+    counted PRIOR_WEIGHT times: the first to come back are the short ones, and a whole window
+    of requests would be sent on their word.
+    """
+
+    cap: float | None
+    worst: float
+    spent: float = 0.0
+    returned: int = 0
+    new: float = 0.0
+    under_way: int = 0
+
+    @property
+    def expected(self) -> float:
+        return (PRIOR_WEIGHT * self.worst + self.new) / (PRIOR_WEIGHT + self.returned)
+
+    def fits(self, count: int = 1) -> bool:
+        """Whether `count` more requests fit beside those under way.
+
+        With nothing under way only their likely cost counts, so that a small cap is used up
+        rather than refused for its worst case.
+        """
+        if self.cap is None:
+            return True
+        if self.under_way:
+            return self.spent + (self.under_way + count) * self.expected <= self.cap
+        likely = self.new / self.returned if self.returned else 0.0
+        return self.spent < self.cap and self.spent + count * likely <= self.cap
+
+    def add(self, cost: float) -> None:
+        """A request came back."""
+        self.spent += cost
+        self.new += cost
+        self.returned += 1
+
+    def exceeded(self) -> DistillError:
+        return DistillError(
+            f"the spending cap is reached: {self.spent:.4g} spent"
+            + (f" ({self.spent - self.new:.4g} of it before)" if self.spent > self.new else "")
+            + f", sampling.max_cost is {self.cap:.4g}",
+            "everything bought is kept in the pool; raise sampling.max_cost, or lower sampling.n"
+            " or problems.limit, and run the same command again",
+        )
+
+
+@dataclass(slots=True)
+class Buyer:
+    """Buys jobs from a teacher into a pool, and counts.
+
+    `prices` are money per million prompt and completion tokens. `backoff_s` is the first
+    upper bound of the wait between two attempts.
+    """
+
+    teacher: Teacher | BatchTeacher
+    sampling: Sampling
+    pool: TracePool
+    seed: int
+    prices: tuple[float, float]
+    budget: Budget
+    progress: Progress | None = None
+    backoff_s: float = BACKOFF_S
+    bought: int = 0
+    tokens: int = 0
+    retried: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    first_error: Exception | None = None
+    _streak: int = 0
+    _live: int = 0
+    _room: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def buy(self, jobs: Sequence[Job]) -> None:
+        """Buy one by one, `sampling.concurrency` at a time.
+
+        Raises what ends the whole run: a fatal TeacherError, any other DistillError, the cap.
+        """
+        rest = iter(jobs)
+        count = min(self.sampling.concurrency, len(jobs))
+        workers = [asyncio.create_task(self._work(rest)) for _ in range(count)]
+        try:
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, rest: Iterator[Job]) -> None:
+        for job in rest:
+            async with self._room:
+                while not self.budget.fits():
+                    if not self.budget.under_way:
+                        raise self.budget.exceeded()
+                    await self._room.wait()
+                self.budget.under_way += 1
+            try:
+                await self._buy_one(job)
+            finally:
+                self.budget.under_way -= 1
+                async with self._room:
+                    self._room.notify_all()
+
+    async def _buy_one(self, job: Job) -> None:
+        teacher = cast(Teacher, self.teacher)
+        request = job.request(self.sampling, self.seed)
+        for attempt in itertools.count(1):
+            begin = time.monotonic()
+            try:
+                completion = await teacher.complete(request, self._on_tokens)
+                trace = self._trace(job, request, completion, time.monotonic() - begin)
+            except TeacherError as error:
+                if error.fatal:
+                    raise
+                if not error.retry or attempt > self.sampling.retries:
+                    self._fail(job, error, attempt)
+                    return
+                await asyncio.sleep(self._again(error, attempt))
+            except DistillError:
+                raise
+            except Exception as error:
+                # A fault in somebody's teacher costs this request, not the run.
+                log.debug("request %s failed", request.key, exc_info=True)
+                self._fail(job, error, attempt)
+                return
+            else:
+                self._store([trace])
+                return
+
+    def buy_group(self, group: Sequence[Job]) -> None:
+        """Buy a group in one call of the engine and store it in one write.
+
+        After a failure that may pass, the group is run again whole: its members' texts may
+        depend on one another.
+        """
+        if not self.budget.fits(len(group)):
+            raise self.budget.exceeded()
+        requests = [job.request(self.sampling, self.seed) for job in group]
+        for attempt in itertools.count(1):
+            begin = time.monotonic()
+            results = self._complete_batch(requests)
+            seconds = time.monotonic() - begin
+            errors = [r for r in results if isinstance(r, TeacherError)]
+            again = any(e.retry for e in errors) and attempt <= self.sampling.retries
+            if not again or any(e.fatal for e in errors):
+                break
+            time.sleep(max(self._again(e, attempt) for e in errors if e.retry))
+        traces: list[Trace] = []
+        failed: list[tuple[Job, Exception]] = []
+        for job, request, result in zip(group, requests, results, strict=True):
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                traces.append(self._trace(job, request, result, seconds))
+            except Exception as error:
+                failed.append((job, error))
+        self._store(traces)
+        for fatal in errors:
+            if fatal.fatal:
+                raise fatal
+        for job, reason in failed:
+            self._fail(job, reason, attempt)
+
+    def _complete_batch(self, requests: Sequence[Request]) -> Sequence[Any]:
+        try:
+            teacher = cast(BatchTeacher, self.teacher)
+            results = teacher.complete_batch(requests, self._on_tokens)
+            if len(results) != len(requests):
+                raise DistillError(
+                    f"complete_batch of {self.teacher.identity} returned {len(results)} results"
+                    f" for {len(requests)} requests",
+                    "return one Completion or TeacherError for each request, in order",
+                )
+        except TeacherError as error:
+            return [error] * len(requests)
+        except DistillError:
+            raise
+        except Exception as error:
+            log.debug("a group of %d requests failed", len(requests), exc_info=True)
+            return [error] * len(requests)
+        return results
+
+    def _store(self, traces: Sequence[Trace]) -> None:
+        for trace in traces:
+            before = self.pool.get((trace.problem_id, trace.index, trace.segment - 1))
+            self.tokens += trace.completion_tokens - (before.completion_tokens if before else 0)
+            self.budget.add(trace.cost - (before.cost if before else 0.0))
+        if traces:
+            self._streak = 0
+        self.bought += (new := self.pool.append(traces))
+        if self.progress:
+            figures: dict[str, Any] = {"tokens": max(self.tokens, self._live)}
+            if self.budget.new:
+                figures["cost"] = self.budget.spent
+            self.progress.update(new, **figures)
+
+    def _fail(self, job: Job, error: Exception, attempts: int) -> None:
+        problem_id, index, segment = job.key
+        text = _say(error)
+        self.failures.append(Failure(problem_id, index, segment, text, attempts))
+        self.first_error = self.first_error or error
+        if self.progress:
+            self.progress.update(0, failed=len(self.failures))
+        # What will not pass by itself is one request's own (a prompt too long); everything else
+        # says something about the teacher, and money or hours are not spent on a broken one.
+        if isinstance(error, TeacherError) and not error.retry:
+            return
+        self._streak += 1
+        if self._streak >= max(GIVE_UP_AFTER, self.sampling.concurrency):
+            raise DistillError(
+                f"{self._streak} requests in a row failed; the last: {text}",
+                "what was bought is kept; repair the teacher and run the same command again",
+            )
+
+    def _trace(self, job: Job, request: Request, done: Any, seconds: float) -> Trace:
+        if not isinstance(done, Completion):
+            raise TeacherError(
+                f"the teacher returned {type(done).__name__} for {request.key}",
+                "return a distill.protocols.Completion",
+            )
+        return trace_of(
+            job,
+            done,
+            seed=request.seed,
+            seconds=seconds,
+            prices=self.prices,
+            teacher=self.teacher.identity,
+            max_tokens=self.sampling.max_tokens,
+        )
+
+    def _again(self, error: TeacherError, attempt: int) -> float:
+        """Count a retry; the seconds to wait before it, with full jitter."""
+        if not self.retried:
+            log.warning("a request is tried again: %s", error.message)
+        self.retried += 1
+        if self.progress:
+            self.progress.update(0, retries=self.retried)
+        if error.retry_after is not None:
+            # Spread a little, or all that were refused together come back together.
+            return max(0.0, error.retry_after) * random.uniform(1.0, 1.1)
+        return random.uniform(0, min(BACKOFF_MOST_S, self.backoff_s * 2 ** (attempt - 1)))
+
+    def _on_tokens(self, count: int) -> None:
+        self._live += count
+        if self.progress:
+            self.progress.update(0, tokens=self._live)
+
+
+def trace_of(
+    job: Job,
+    done: Completion,
+    *,
+    seed: int | None,
+    seconds: float,
+    prices: tuple[float, float],
+    teacher: str,
+    max_tokens: int,
+) -> Trace:
+    """The trace of a completion. A continuation's holds the whole output up to its end."""
+    before = job.before
+    ids = None if done.token_ids is None else tuple(int(t) for t in done.token_ids)
+    text, flags = done.text, [*(before.flags if before else ()), *done.flags]
+    if before is not None and before.token_ids is not None:
+        if ids is not None and ids[: len(before.token_ids)] != before.token_ids:
+            # An engine that gives the new part alone; the rule is the whole output.
+            ids, text = before.token_ids + ids, before.text + text
+        flags.append("continued")
+    text, broken = sanitise(text)
+    if broken:
+        flags.append("surrogates")
+    new = done.usage.completion_tokens or max(
+        0, len(ids or ()) - len((before and before.token_ids) or ())
+    )
+    asked, billed = done.usage.prompt_tokens, new
+    if not new and any(prices):
+        # Without the server's count a spending cap would never bite; text has about 3 bytes a
+        # token where it is mathematics, 4 where it is English.
+        billed = len(text.encode()) // 3
+        flags.append("cost_estimated")
+    parts = split(text)
+    _, index, segment = job.key
+    return Trace(
+        problem_id=job.problem.id,
+        index=index,
+        segment=segment,
+        seed=seed,
+        text=text,
+        reasoning=parts.reasoning,
+        answer=parts.answer,
+        finish_reason=done.finish_reason or "unknown",
+        prompt=None if done.prompt is None else sanitise(done.prompt)[0],
+        prompt_ids=None if done.prompt_ids is None else tuple(int(t) for t in done.prompt_ids),
+        token_ids=ids,
+        prompt_tokens=before.prompt_tokens if before else asked,
+        completion_tokens=new + (before.completion_tokens if before else 0),
+        cost=(asked * prices[0] + billed * prices[1]) / 1e6 + (before.cost if before else 0.0),
+        time_s=seconds + (before.time_s if before else 0.0),
+        teacher=teacher,
+        served_model=sanitise(done.served_model)[0],
+        flags=tuple(dict.fromkeys(flags)),
+        max_tokens=max_tokens,
+    )
+
+
+async def settle(value: Any) -> Any:
+    """Await what may be a coroutine: a teacher's `open` and `close` may be sync or async."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, DistillError):
+        return error.message
+    return f"{type(error).__name__}: {error}"
