@@ -1,0 +1,296 @@
+"""The embedded engine: a causal model of transformers, sampled in batches in this process.
+
+For the pocket teacher, for small models, and for evaluating base and student. A large teacher
+belongs behind vLLM or a server. Nothing heavy is imported before the first batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from distill.teachers import catalog, hub, options
+from distill.teachers.chat import Chat, Tags, as_tags, as_template, template_hash
+
+from distill.errors import ModelError, RecipeError, TeacherError
+from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
+
+log = logging.getLogger(__name__)
+
+
+class TransformersTeacher:
+    """Samples whole batches with a KV cache; equal batches give equal text.
+
+    `batch_size` rows decode together and `dtype` is a torch dtype's name (auto: float32 on a
+    CPU; bfloat16 on a GPU that has it, float16 on one that has not). `chat_template` (Jinja
+    text or a .jinja file) replaces the model's own and `template_kwargs` are handed to it.
+    `prompt_opens` says whether prompts end inside the thinking; None looks. `max_model_len`
+    lowers the model's context. `device="auto"` spreads the model over all GPUs.
+
+    `identity` is known without loading the model, so that a plan or a pool can be keyed by it.
+    Raises ModelError for a model that is missing or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        batch_size: int = 64,
+        device: str | None = None,
+        dtype: str = "auto",
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        tags: Tags | None = None,
+        prompt_opens: bool | None = None,
+        attn_implementation: str | None = None,
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+        max_model_len: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise RecipeError(f"batch_size must be at least 1, not {batch_size}")
+        self._where = hub.locate(model, revision)
+        self._device_wish = device
+        self._dtype = dtype
+        self._attention = attn_implementation
+        self._threads = threads
+        self._trust = trust_remote_code
+        self._max_model_len = max_model_len
+        self._template = as_template(chat_template)
+        self._template_kwargs = dict(template_kwargs or {})
+        self._tags = as_tags(tags)
+        self._prompt_opens = prompt_opens
+        self._chat: Chat | None = None
+        self._decoder: Any = None
+        self.batch_size = batch_size
+        self.capabilities = Capabilities(
+            token_ids=True, prefix=True, deterministic=True, batch_size=batch_size
+        )
+        shown = self._template or self._where.template()
+        self.identity = (
+            f"transformers:{self._where.name}@{self._where.fingerprint}"
+            f"+template:{template_hash(shown, self._template_kwargs)}"
+        )
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """The engine of a recipe's teacher section; the catalog fills in what it knows."""
+        if spec.get("quantization"):
+            raise RecipeError(
+                f"teacher.quantization '{spec['quantization']}': the transformers engine does not"
+                " quantise on loading",
+                "use engine vllm, or a model that is stored quantised and leave quantization empty",
+            )
+        entry = catalog.find(spec.get("model", ""))
+        wanted = dict(spec.get("options") or {})
+        wanted.setdefault("tags", entry.tags)
+        arguments = {
+            "model": entry.model,
+            "revision": spec.get("revision"),
+            "trust_remote_code": bool(spec.get("trust_remote_code")),
+        }
+        return options.build(cls, arguments, wanted)
+
+    def open(self) -> None:
+        """Load tokenizer and weights; the first batch does it too."""
+        if self._decoder is not None:
+            return
+        import torch
+
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        self._chat = self._load_chat()
+        self._decoder = self._load_model(self._chat)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._decoder = self._chat = None
+
+    def complete_batch(
+        self, requests: Sequence[Request], on_tokens: OnTokens | None = None
+    ) -> list[Completion | TeacherError]:
+        """One item per request, in order: a Completion, or the TeacherError of that request.
+
+        `text` and `token_ids` hold the whole output, `prefix_ids` included; `usage` counts the
+        new tokens. `max_tokens` is cut to what the context still holds (flag `context`).
+        Raises ModelError where no request could succeed.
+        """
+        self.open()
+        done: list[Completion | TeacherError] = []
+        for start in range(0, len(requests), self.batch_size):
+            done += self._group(requests[start : start + self.batch_size], on_tokens)
+        return done
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of prompt and output together that the model can hold; None if unknown."""
+        self.open()
+        text_config = self._decoder.model.config.get_text_config()
+        limits = [self._max_model_len, getattr(text_config, "max_position_embeddings", None)]
+        return min((limit for limit in limits if limit), default=None)
+
+    def _group(
+        self, requests: Sequence[Request], on_tokens: OnTokens | None
+    ) -> list[Completion | TeacherError]:
+        import torch
+
+        jobs = [self._job(request) for request in requests]
+        rows = [job.row for job in jobs if isinstance(job, _Job)]
+        try:
+            self._decoder.run(rows, on_tokens)
+        except torch.OutOfMemoryError as error:
+            longest = max(len(row.ids) + row.limit for row in rows)
+            raise ModelError(
+                f"out of GPU memory with {len(rows)} rows of up to {longest} tokens",
+                "set a smaller options.batch_size (or max_tokens), or use engine vllm",
+            ) from error
+        return [job if isinstance(job, TeacherError) else self._completion(job) for job in jobs]
+
+    def _job(self, request: Request) -> _Job | TeacherError:
+        from distill.teachers.decoding import Row
+
+        assert self._chat is not None
+        params = request.params
+        try:
+            text, prompt_ids = self._chat.render(request)
+        except TeacherError as error:
+            return error
+        prefix = list(request.prefix_ids or ())
+        ids = prompt_ids + prefix
+        if not ids:
+            return TeacherError(f"{request.key}: the prompt is empty")
+        room = (self.context or len(ids) + params.max_tokens) - len(ids)
+        if room <= 0:
+            return TeacherError(
+                f"{request.key}: the prompt has {len(ids)} tokens, "
+                f"the context of {self._where.name} {self.context}"
+            )
+        stopped = self._chat.stopper(params.stop)
+        row = Row(
+            ids=ids,
+            limit=min(params.max_tokens, room),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=request.seed,
+            stop=None if stopped is None else lambda out: stopped([*prefix, *out]),
+        )
+        return _Job(request, text, prompt_ids, prefix, row)
+
+    def _completion(self, job: _Job) -> Completion:
+        assert self._chat is not None
+        row, out = job.row, [*job.prefix, *job.row.out]
+        spoken_ids = out[:-1] if out and out[-1] in self._decoder.eos else out
+        opens = self._chat.opens(job.text, job.prompt_ids)
+        said = self._chat.speak(spoken_ids, opens=opens, stop=job.request.params.stop)
+        full = row.finish_reason == "length" and len(row.out) < job.request.params.max_tokens
+        return Completion(
+            text=said.text,
+            reasoning=said.reasoning,
+            finish_reason=row.finish_reason,
+            prompt=job.text,
+            prompt_ids=tuple(job.prompt_ids),
+            token_ids=tuple(out),
+            usage=Usage(prompt_tokens=len(job.prompt_ids), completion_tokens=len(row.out)),
+            served_model=self._where.name,
+            flags=("context",) if full else (),
+        )
+
+    def _load_chat(self) -> Chat:
+        from transformers import AutoTokenizer
+
+        tokenizer = self._pretrained(AutoTokenizer)
+        return Chat(
+            tokenizer,
+            self._where.name,
+            tags=self._tags,
+            template=self._template,
+            template_kwargs=self._template_kwargs,
+            prompt_opens=self._prompt_opens,
+        )
+
+    def _load_model(self, chat: Chat) -> Any:
+        import torch
+        from distill.teachers.decoding import ATTENTION, Decoder
+        from transformers import AutoModelForCausalLM
+
+        device = self._device_wish or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = self._pretrained(
+            AutoModelForCausalLM,
+            dtype=_dtype(self._dtype, device),
+            use_safetensors=True,
+            attn_implementation=self._attention,
+            device_map="auto" if device == "auto" else None,
+        )
+        if device != "auto":
+            model.to(device)
+        if self._attention is None and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(ATTENTION)
+        return Decoder(model, eos=_eos(model, chat.tokenizer), pad=_pad(model, chat.tokenizer))
+
+    def _pretrained(self, auto: Any, **kwargs: Any) -> Any:
+        """`auto.from_pretrained` of this model, its failures as ModelError."""
+        try:
+            return auto.from_pretrained(
+                self._where.source,
+                revision=self._where.commit,
+                trust_remote_code=self._trust,
+                **kwargs,
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            code = "trust_remote_code" in str(error)
+            hint = "set teacher.trust_remote_code: true if you trust that code" if code else ""
+            raise ModelError(
+                f"{self._where.name} cannot be loaded: {first}",
+                hint or "a folder needs config.json, *.safetensors and a tokenizer",
+            ) from error
+
+
+class _Job:
+    """A request on its way through a batch."""
+
+    __slots__ = ("prefix", "prompt_ids", "request", "row", "text")
+
+    def __init__(
+        self,
+        request: Request,
+        text: str | None,
+        prompt_ids: list[int],
+        prefix: list[int],
+        row: Any,
+    ) -> None:
+        self.request = request
+        self.text = text
+        self.prompt_ids = prompt_ids
+        self.prefix = prefix
+        self.row = row
+
+
+def _dtype(name: str, device: str) -> Any:
+    import torch
+
+    if device == "cpu":
+        if name not in ("auto", "float32"):
+            log.warning("dtype %s is slow on a CPU: float32 is used", name)
+        return torch.float32
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise RecipeError(f"unknown dtype '{name}'", "auto, float32, bfloat16 or float16")
+    return found
+
+
+def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every id that ends an output: generation configs list more than the tokenizer does."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _pad(model: Any, tokenizer: Any) -> int:
+    wanted = [tokenizer.pad_token_id, model.generation_config.pad_token_id]
+    return next((i for i in wanted if i is not None), 0)
