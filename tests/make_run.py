@@ -12,13 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from distill import scores
 from distill.recipe import Recipe
 from distill.records import Example, Grade, Problem, Trace, Verdict, to_row, write_jsonl
+from distill.report.words import clean
 
 STEPS = ("problems", "sample", "grade", "tasks", "filter", "select", "train", "evaluate")
 FILTERS = ("truncated", "correct", "format", "length", "repetition", "duplicates", "overlap")
 SKILL = {"easy": 0.9, "medium": 0.65, "hard": 0.35}
-ROLES = {"base": 0.12, "base-best": 0.3, "student": 0.72, "teacher": 0.97}
+ROLES = {"base": 0.2, "base-best": 0.35, "student": 0.72, "teacher": 0.97}
 HOSTILE = "</pre></script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>"
 
 
@@ -288,85 +290,40 @@ class _Maker:
         }
 
     def _write_evaluate(self, folder: Path) -> dict[str, Any]:
-        k, rows, models = 4, [], {}
-        right: dict[str, dict[str, float]] = {}
-        for role, skill in self.roles.items():
-            mine = [row for p in self.heldout for row in self._answers(role, skill, p, k)]
-            rows += mine
-            right[role] = {
-                p.id: sum(r["outcome"] == "correct" for r in mine if r["problem_id"] == p.id) / k
-                for p in self.heldout
-            }
-            models[role] = self._model(mine, right[role])
-        write_jsonl(folder / "samples.jsonl", rows)
-        differences = {}
-        for first, second in (("student", "base"), ("student", "base-best"), ("base", "teacher")):
-            if first in right and second in right:
-                gaps = [right[first][p.id] - right[second][p.id] for p in self.heldout]
-                mean, low, high = _interval(gaps)
-                differences[f"{first}-{second}"] = {
-                    "difference": mean,
-                    "interval": [low, high],
-                    "p": 0.0003,
-                }
-        task = {"problems": len(self.heldout), "samples": k, "models": models}
+        k = 4
+        rows = {
+            role: [row for p in self.heldout for row in self._answers(role, skill, p, k)]
+            for role, skill in self.roles.items()
+        }
+        write_jsonl(folder / "samples.jsonl", (row for mine in rows.values() for row in mine))
+        tasks = {"heldout": scores.score_task(self.heldout, rows, samples=k, seed=0)}
         results = {
             "settings": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 2048, "samples": k},
-            "tasks": {"heldout": {**task, "differences": differences}},
-            "headline": {"task": "heldout"},
-            "notes": [],
+            "tasks": tasks,
+            "headline": scores.headline(tasks),
+            "notes": ["the base was cut off in 4 answers"],
         }
-        _write(folder / "results.json", results)
+        _write(folder / "results.json", clean(results))
         return {"seconds": 120.0, "notes": ["the base was cut off in 4 answers"]}
 
     def _answers(self, role: str, skill: float, p: Problem, k: int) -> Iterable[dict[str, Any]]:
         skill *= 0.5 + SKILL[p.metadata["difficulty"]] / 1.5
         for index in range(k):
             right = self.rng.random() < skill
-            text, extracted = self._text(p, right, False)
+            cut = not right and self.rng.random() < 0.3
+            text, extracted = self._text(p, right, cut)
             yield {
                 "role": role,
                 "task": "heldout",
                 "problem_id": p.id,
                 "index": index,
-                "outcome": "correct" if right else "wrong",
-                "extracted": extracted,
-                "finish_reason": "stop",
+                "outcome": "correct" if right else "truncated" if cut else "wrong",
+                "score": float(right),
+                "extracted": extracted or None,
+                "finish_reason": "length" if cut else "stop",
                 "completion_tokens": len(text) // 4,
                 "text": text,
             }
-
-    def _model(self, rows: list[dict[str, Any]], right: dict[str, float]) -> dict[str, Any]:
-        mean, low, high = _interval(list(right.values()))
-        outcomes = Counter(r["outcome"] for r in rows)
-        model: dict[str, Any] = {
-            "pass@1": mean,
-            "interval": [low, high],
-            "pass@k": max(mean, 0.9),
-            "cons@k": mean,
-            "parsed_rate": 1.0,
-            "accuracy_parsed": mean,
-            "truncated": 0.0,
-            "mean_tokens": sum(r["completion_tokens"] for r in rows) / len(rows),
-            "outcomes": dict(outcomes),
-        }
-        for key, of in (
-            ("by_source", lambda p: p.source),
-            ("by_difficulty", lambda p: p.metadata["difficulty"]),
-        ):
-            groups: dict[str, list[float]] = {}
-            for p in self.heldout:
-                groups.setdefault(of(p), []).append(right[p.id])
-            model[key] = {
-                g: {"problems": len(v), "pass@1": sum(v) / len(v)} for g, v in groups.items()
-            }
-        return model
-
-
-def _interval(values: list[float]) -> tuple[float, float, float]:
-    mean = sum(values) / len(values)
-    spread = (sum((v - mean) ** 2 for v in values) / len(values) / len(values)) ** 0.5
-    return mean, mean - 1.96 * spread, mean + 1.96 * spread
 
 
 def _write(path: Path, data: Any) -> None:

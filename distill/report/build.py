@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError
+from distill.manifest import hide_argument, hide_secrets
 from distill.records import read_jsonl
 from distill.report import results as evaluation
 from distill.report import traces
@@ -71,15 +72,16 @@ def collect(run_dir: Path) -> dict[str, Any]:
     student = source.folder("train")
     numbers = {
         "schema": SCHEMA,
-        "name": source.run.get("name") or recipe.get("name") or run_dir.name,
+        "name": recipe.get("name") or source.run.get("name") or run_dir.name,
         "variant": source.run.get("variant") or "",
         "run": run_dir.name,
         "created": source.run.get("created") or "",
         "status": source.run.get("status") or "unknown",
+        "until": source.run.get("until") or "report",
         "missing_steps": missing,
         "partial": bool(missing) or source.run.get("status") != "done",
-        "command": [str(word) for word in source.run.get("command") or []],
-        "recipe": recipe,
+        "command": [hide_argument(str(word)) for word in source.run.get("command") or []],
+        "recipe": hide_secrets(recipe),
         "teacher": _teacher(source, recipe),
         "base": (recipe.get("student") or {}).get("base") or "",
         "student": _relative(student / "student", run_dir.parent) if student else None,
@@ -137,6 +139,7 @@ def _planned(recipe: Mapping[str, Any]) -> list[str]:
 def _teacher(source: Source, recipe: Mapping[str, Any]) -> str:
     spec, imported = recipe.get("teacher") or {}, recipe.get("traces") or {}
     names = [
+        (source.run.get("objects") or {}).get("teacher"),
         imported.get("teacher"),
         imported.get("dataset") or imported.get("file"),
         spec.get("model"),
@@ -188,7 +191,8 @@ def _evaluation(source: Source) -> tuple[dict[str, Any] | None, dict[str, Any] |
     files = sorted(tasks.glob("*.jsonl")) if tasks else []
     heldout = source.folder("problems", "import")
     files += [heldout / "heldout.jsonl"] if heldout else []
-    found = evaluation.read_results(results, folder, files)
+    seed = int((source.run.get("recipe") or {}).get("seed") or 0)
+    found = evaluation.read_results(results, folder, files, seed)
     for note in results.get("notes") or []:
         if {"step": "evaluate", "note": str(note)} not in source.notes:
             source.notes.append({"step": "evaluate", "note": str(note)})
@@ -221,8 +225,8 @@ def _step_row(step: Step) -> dict[str, Any]:
     }
 
 
-def _without_notes(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {k: v for k, v in summary.items() if k != "notes"} or None
+def _without_notes(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in summary.items() if k != "notes"}
 
 
 def _relative(path: Path, runs: Path) -> str | None:

@@ -1,6 +1,6 @@
 """Charts as inline SVG that follow the page: its fonts, its colours, light and dark.
 
-matplotlib draws with four placeholder colours, which become CSS variables afterwards. Each chart
+matplotlib draws with five placeholder colours, which become CSS variables afterwards. Each chart
 is drawn twice, for a wide and for a narrow column, because text in a scaled SVG shrinks with it.
 The same numbers give the same bytes.
 """
@@ -15,9 +15,15 @@ from typing import Any
 
 from distill.report.words import bounds, count, percent, plural, role_name
 
-INK, MUTED, RULE, ACCENT = "#010203", "#040506", "#070809", "#0a0b0c"
+INK, MUTED, RULE, ACCENT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 """Placeholders that no chart needs for itself."""
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent"}
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    RULE: "--rule",
+    ACCENT: "--accent",
+    PAPER: "--paper",
+}
 WIDE, NARROW = 660, 340
 """CSS pixels; the figure's unit is one pixel at its natural size."""
 
@@ -32,22 +38,18 @@ def results_chart(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
 
     def draw(axes: Any, narrow: bool) -> None:
-        for y, row in enumerate(reversed(rows)):
-            colour = ACCENT if row["role"] == "student" else MUTED
-            value = 100 * row["pass@1"]
-            interval = row.get("interval")
-            if interval and None not in interval:
-                axes.plot([100 * x for x in interval], [y, y], color=colour, lw=2.5, clip_on=False)
-            axes.plot([value], [y], "o", color=colour, ms=9, clip_on=False)
-            label = f"{role_name(row['role'])}  {percent(row['pass@1'])}"
-            weight = "bold" if row["role"] == "student" else "normal"
-            axes.text(0, y + 0.3, label, color=INK, fontsize=14, weight=weight)
-        axes.set_xlim(-1, 101)
-        axes.set_ylim(-0.6, len(rows) - 0.25)
-        axes.set_yticks([])
-        axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100%"])
-        axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=RULE, lw=1)
+        for y, row in enumerate(reversed(rows)):
+            _interval(axes, y, row, narrow)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(-0.6, len(rows) - (0.25 if narrow else 0.4))
+        axes.set_yticks([])
+        if not narrow:
+            axes.set_yticks(range(len(rows)), [role_name(r["role"]) for r in reversed(rows)])
+            axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=14, pad=12)
+        axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100%"])
+        axes.tick_params(axis="x", length=0)
+        axes.spines["left"].set_visible(False)
 
     told = "; ".join(
         f"{role_name(r['role'])} {percent(r['pass@1'])} ({bounds(r.get('interval'))})" for r in rows
@@ -62,6 +64,23 @@ def results_chart(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _interval(axes: Any, y: int, row: Mapping[str, Any], narrow: bool) -> None:
+    student = row["role"] == "student"
+    colour, weight = (ACCENT, "bold") if student else (MUTED, "normal")
+    value, interval = row["pass@1"], row.get("interval")
+    ends = [value, value] if not interval or None in interval else interval
+    axes.plot([100 * x for x in ends], [y, y], color=colour, lw=2.5, clip_on=False)
+    axes.plot([100 * value], [y], "o", color=colour, ms=9, clip_on=False)
+    text = {"color": INK, "fontsize": 14, "weight": weight}
+    if narrow:
+        # Beside the name there is no room; the paper behind it keeps the grid out of the words.
+        behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+        label = f"{role_name(row['role'])} {percent(value)}"
+        axes.text(0, y + 0.3, label, bbox=behind, **text)
+    else:
+        axes.text(100 * value, y + 0.22, percent(value), ha="center", **text)
+
+
 def pass_rate_chart(rates: Mapping[str, Any]) -> str:
     """Problems by their share of correct traces, all behind and selected in front."""
 
@@ -72,6 +91,7 @@ def pass_rate_chart(rates: Mapping[str, Any]) -> str:
         step = 2 if len(rates["labels"]) > 9 else 1
         axes.set_xticks(list(places)[::step], rates["labels"][::step])
         axes.set_xlabel(rates["axis"])
+        axes.yaxis.set_major_locator(_ticks(5))
         axes.set_ylabel("problems")
 
     told = "; ".join(
@@ -89,6 +109,7 @@ def lengths_chart(lengths: Mapping[str, Any]) -> str:
         axes.stairs(lengths["before"]["counts"], edges, fill=True, color=RULE)
         axes.stairs(lengths["after"]["counts"], edges, fill=True, color=ACCENT)
         axes.set_xlabel(lengths["unit"])
+        axes.yaxis.set_major_locator(_ticks(5))
         axes.set_ylabel("traces")
         axes.set_xlim(0, edges[-1])
         axes.xaxis.set_major_locator(_ticks(4 if narrow else 6))
@@ -144,7 +165,7 @@ def _svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+    with mpl.rc_context(_style(dict(mpl.rcParamsDefault))):
         # A figure of its own, without pyplot: no global state, no GUI, no backend switch.
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
@@ -156,7 +177,13 @@ def _svg(
     return _inline(drawn.getvalue(), name, title, told, "narrow" if narrow else "wide")
 
 
-_STYLE = {
+def _style(defaults: Mapping[Any, Any]) -> dict[Any, Any]:
+    """matplotlib's defaults, whatever the reader's own matplotlibrc says, and ours over them."""
+    kept = {key: value for key, value in defaults.items() if not key.startswith("backend")}
+    return {**kept, **_STYLE}
+
+
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "distill",
     "font.size": 13,

@@ -55,7 +55,7 @@ def _head(n: Mapping[str, Any]) -> list[str]:
         f"# {escape(say.title(n))}",
         escape(say.partial(n)),
         f"**{escape(say.headline(n))}**",
-        escape(say.against_best(n["headline"])),
+        escape(say.against_others(n["headline"])),
         facts(tables.headline_facts(n)),
     ]
 

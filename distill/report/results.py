@@ -1,7 +1,8 @@
 """What the evaluation found: rows of models, paired differences, groups, and problem by problem.
 
-Rates and intervals are the evaluation's own (`distill/evaluate.py`); only what it does not
-write, which problems got better or worse, is counted here from its samples.
+Rates and intervals are the evaluation's own (`distill/scores.py`). What it does not write, the
+paired difference within a group and the problems that got better or worse, is computed here from
+its samples by the same statistics.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.records import read_jsonl
+import numpy as np
+
+from distill.records import Problem, read_jsonl, read_records
 from distill.report.traces import questions, take_apart
+from distill.statistics import paired_difference
 
 ROLES = ("base", "base-best", "student", "teacher")
 SHOWN_CHANGES = 5
@@ -24,21 +28,28 @@ Rates = dict[str, dict[str, float]]
 
 
 def read_results(
-    results: Mapping[str, Any], folder: Path, task_files: Sequence[Path]
+    results: Mapping[str, Any], folder: Path, task_files: Sequence[Path], seed: int = 0
 ) -> dict[str, Any]:
-    """All that the report says of the evaluation, from `results.json` and `samples.jsonl`."""
+    """All that the report says of the evaluation, from `results.json` and `samples.jsonl`.
+
+    `task_files` are JSONL files of problems; `seed` draws the intervals of the groups.
+    """
     rates = _read_rates(folder / "samples.jsonl")
     tasks = {}
     for name, task in (results.get("tasks") or {}).items():
         models = task.get("models") or {}
-        changes = _changes(rates.get(name, {}))
         files = [f for f in task_files if f.stem == name] + list(task_files)
+        mine = rates.get(name, {})
+        changes = _changes(mine)
         tasks[name] = {
             "problems": task.get("problems"),
+            "judged": task.get("judged", task.get("problems")),
             "samples": task.get("samples"),
             "models": [_model(role, models[role]) for role in _ordered(models)],
-            "differences": {k: dict(d) for k, d in (task.get("differences") or {}).items() if d},
-            "groups": _groups(models),
+            "differences": _differences(task.get("differences") or {}),
+            "groups": _groups(
+                models, rates.get(name, {}), _labels(files, rates.get(name, {})), seed
+            ),
             "changes": changes,
             "pairs": _pairs(folder / "samples.jsonl", name, changes, files),
         }
@@ -47,31 +58,60 @@ def read_results(
 
 
 def headline(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The one comparison of the first screen: the student against the base, same settings.
+    """The one comparison of the first screen: the student against the stronger row of the base.
 
-    The task is the one the evaluation names, or the first. None without student and base.
+    The evaluation names task and row; without its word, the first task and the higher pass@1.
+    None without a student or a base.
     """
     tasks = evaluation.get("tasks") or {}
-    named = (results.get("headline") or {}).get("task")
-    order = ([named] if named in tasks else []) + list(tasks)
+    named = results.get("headline") or {}
+    order = ([named["task"]] if named.get("task") in tasks else []) + list(tasks)
     for name in order:
-        models = {m["role"]: m for m in tasks[name]["models"]}
-        difference = tasks[name]["differences"].get("student-base")
-        if difference is None or "student" not in models or "base" not in models:
+        rates = {m["role"]: m.get("pass@1") for m in tasks[name]["models"]}
+        differences = tasks[name]["differences"]
+        bases = [
+            role
+            for role in ("base", "base-best")
+            if rates.get(role) is not None and f"student-{role}" in differences
+        ]
+        if rates.get("student") is None or not bases:
             continue
+        role = named.get("base_role") if named.get("task") == name else None
+        against = role if role in bases else max(bases, key=lambda r: rates[r])
+        found = differences[f"student-{against}"]
+        keys = ("interval", "p", "format", "reasoning", "better", "worse", "same")
         return {
             "task": name,
-            "problems": tasks[name]["problems"],
+            "problems": found.get("problems", tasks[name]["judged"]),
             "samples": tasks[name]["samples"],
-            "gain": difference.get("difference"),
-            "interval": difference.get("interval"),
-            "p": difference.get("p"),
+            "against": against,
+            "base": rates[against],
+            "student": rates["student"],
+            "gain": found.get("difference"),
+            **{key: found.get(key) for key in keys},
             "rows": [
-                {k: m.get(k) for k in ("role", "pass@1", "interval")} for m in models.values()
+                {k: m.get(k) for k in ("role", "pass@1", "interval")} for m in tasks[name]["models"]
             ],
-            "against_best": tasks[name]["differences"].get("student-base-best"),
+            "others": {
+                other: {
+                    k: differences[f"student-{other}"].get(k) for k in ("difference", "interval")
+                }
+                for other in bases
+                if other != against
+            },
         }
     return None
+
+
+def _pick(data: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: data.get(key) for key in keys}
+
+
+def _differences(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    # The evaluation's own list of regressions is of one pair of models; ours has both directions.
+    return {
+        name: {k: v for k, v in d.items() if k != "regressions"} for name, d in found.items() if d
+    }
 
 
 def _ordered(models: Iterable[str]) -> list[str]:
@@ -84,7 +124,27 @@ def _model(role: str, model: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": role, **{k: v for k, v in model.items() if k not in left_out}}
 
 
-def _groups(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+Labels = dict[str, dict[str, str]]
+"""kind (source, difficulty) -> problem id -> name of its group."""
+
+
+def _labels(files: Sequence[Path], rates: Rates) -> Labels:
+    wanted = {problem for of in rates.values() for problem in of}
+    labels: Labels = {"source": {}, "difficulty": {}}
+    for path in files:
+        if not path.is_file() or not wanted - labels["source"].keys():
+            continue
+        for problem in read_records(Problem, path):
+            if problem.id in wanted and problem.id not in labels["source"]:
+                labels["source"][problem.id] = problem.source or "unnamed"
+                if problem.metadata.get("difficulty") is not None:
+                    labels["difficulty"][problem.id] = str(problem.metadata["difficulty"])
+    return labels
+
+
+def _groups(
+    models: Mapping[str, Any], rates: Rates, labels: Labels, seed: int
+) -> list[dict[str, Any]]:
     """Base and student by source and by difficulty, where there is more than one group."""
     base, student = models.get("base") or {}, models.get("student") or {}
     rows = []
@@ -94,31 +154,32 @@ def _groups(models: Mapping[str, Any]) -> list[dict[str, Any]]:
         if len(names) < 2:
             continue
         for name in names:
-            b, s = _rate(before[name]), _rate(after[name])
+            members = [p for p, label in labels[kind].items() if label == name]
             rows.append(
                 {
                     "kind": kind,
                     "name": name,
-                    "problems": _problems(after[name]),
-                    "base": b,
-                    "student": s,
-                    "difference": s - b if b is not None and s is not None else None,
+                    "problems": after[name].get("problems"),
+                    "base": before[name].get("pass@1"),
+                    "base_interval": before[name].get("interval"),
+                    "student": after[name].get("pass@1"),
+                    "student_interval": after[name].get("interval"),
+                    **_gap(members, rates, seed),
                 }
             )
     return rows
 
 
-def _rate(group: Any) -> float | None:
-    if isinstance(group, Mapping):
-        group = group.get("pass@1")
-    return float(group) if isinstance(group, int | float) else None
-
-
-def _problems(group: Any) -> int | None:
-    if isinstance(group, Mapping):
-        found = group.get("problems", group.get("n"))
-        return int(found) if found is not None else None
-    return None
+def _gap(members: Sequence[str], rates: Rates, seed: int) -> dict[str, Any]:
+    """Student minus base on the problems of one group, with the interval of the evaluation."""
+    base, student = rates.get("base", {}), rates.get("student", {})
+    both = [p for p in members if p in base and p in student]
+    if not both:
+        return {"difference": None, "interval": None}
+    found = paired_difference(
+        np.array([student[p] for p in both]), np.array([base[p] for p in both]), seed=seed
+    )
+    return {"difference": found.value, "interval": found.interval.as_list()}
 
 
 def _read_rates(samples: Path) -> dict[str, Rates]:
@@ -128,7 +189,8 @@ def _read_rates(samples: Path) -> dict[str, Rates]:
     if samples.is_file():
         for row in read_jsonl(samples):
             of = seen[str(row.get("task"))][str(row.get("role"))]
-            of[str(row.get("problem_id"))].append(row.get("outcome") == "correct")
+            if row.get("outcome") != "ungraded":
+                of[str(row.get("problem_id"))].append(row.get("outcome") == "correct")
     return {
         task: {
             role: {problem: sum(right) / len(right) for problem, right in problems.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distill.report.words import bounds, count, p_value, percent, plural, points
+from distill.report.words import bounds, count, p_value, percent, plural, points, role_name
 
 Numbers = Mapping[str, Any]
 
@@ -14,7 +14,7 @@ def title(numbers: Numbers) -> str:
     """What was distilled from what into what."""
     base, teacher = short_name(numbers["base"]), short_name(numbers["teacher"])
     if base and teacher:
-        return f"{base} learns from {teacher}"
+        return f"{base}, taught by {teacher}"
     return str(numbers["name"])
 
 
@@ -23,57 +23,70 @@ def short_name(model: str) -> str:
     return model.rstrip("/").split("/")[-1]
 
 
-def verdict(lead: Numbers | None) -> str:
-    """One word pair for the big figure: did the student gain, lose, or neither?"""
-    if not lead or lead.get("gain") is None:
-        return "not measured"
-    low, high = lead.get("interval") or (None, None)
-    if low is None or high is None:
-        return "difference without an interval"
-    if low > 0:
-        return "gained"
-    return "lost" if high < 0 else "no clear difference"
+def clear(lead: Numbers | None) -> bool:
+    """True if the interval of the gain lies wholly on one side of zero."""
+    interval = (lead or {}).get("interval")
+    if not interval or None in interval:
+        return False
+    return bool(interval[0] > 0 or interval[1] < 0)
+
+
+def measured(lead: Numbers | None) -> str:
+    """What was measured, without the gain itself, which is printed large above it."""
+    if not lead:
+        return "The student was not compared with its base, so this report claims no gain."
+    samples = lead.get("samples")
+    how = f", mean of {samples} samples," if samples and samples > 1 else ""
+    text = (
+        f"pass@1{how} on {lead['task']} ({plural(lead['problems'], 'problem')}): "
+        f"{percent(lead['base'])} for the {role_name(lead['against'])}, "
+        f"{percent(lead['student'])} for the student"
+    )
+    text += f"; {p_value(lead['p'])}." if lead.get("p") is not None else "."
+    if not clear(lead):
+        text += " The interval includes zero: this run does not show a difference."
+    return text
 
 
 def headline(numbers: Numbers) -> str:
-    """The gain in one or two sentences, as plain text."""
+    """The gain and what was measured, as one line of plain text."""
     lead = numbers["headline"]
     if not lead:
-        return "The student was not compared with its base, so this report claims no gain."
-    rates = {row["role"]: row["pass@1"] for row in lead["rows"]}
-    samples = lead.get("samples")
-    measure = "accuracy" if samples == 1 else f"pass@1 (mean of {samples} samples)"
-    text = (
-        f"{measure} on {lead['task']} went from {percent(rates.get('base'))} to "
-        f"{percent(rates.get('student'))}: {points(lead['gain'])} points, 95% interval "
-        f"{bounds(lead['interval'], signed=True)} over {plural(lead['problems'], 'problem')}"
-    )
-    text += f" ({p_value(lead['p'])})." if lead.get("p") is not None else "."
-    if verdict(lead) == "no clear difference":
-        text += " The interval contains zero: this run shows no clear difference."
-    return text[0].upper() + text[1:]
+        return measured(lead)
+    gain = f"{points(lead['gain'])} points (95% interval {bounds(lead['interval'], signed=True)})"
+    return f"{gain}. {measured(lead)}"
 
 
-def against_best(lead: Numbers | None) -> str:
-    """The stricter comparison, where the base was also measured at its best."""
-    best = (lead or {}).get("against_best")
-    if not best:
+def against_others(lead: Numbers | None) -> str:
+    """The other row of the base, and how much of the gain is format."""
+    if not lead:
         return ""
-    return (
-        f"Against the base at its best, under its own template or with examples: "
-        f"{points(best.get('difference'))} points "
-        f"({bounds(best.get('interval'), signed=True)})."
-    )
+    parts = [
+        f"Against the {role_name(role)}: {points(other.get('difference'))} points "
+        f"({bounds(other.get('interval'), signed=True)})."
+        for role, other in lead["others"].items()
+    ]
+    if lead.get("format") is not None and lead.get("reasoning") is not None:
+        parts.append(
+            f"Of the gain, {points(lead['format'])} come from answering in a form that can be "
+            f"graded and {points(lead['reasoning'])} from being right more often when it is."
+        )
+    return " ".join(parts)
 
 
 def partial(numbers: Numbers) -> str:
-    """What this run does not have."""
+    """What this run does not have, and why."""
     if not numbers["partial"]:
         return ""
     status, missing = numbers["status"], numbers["missing_steps"]
-    state = {"failed": "The run failed.", "running": "The run was still going."}.get(status, "")
+    state = {
+        "failed": "The run failed before its end.",
+        "interrupted": "The run was interrupted.",
+        "running": "The run was still going.",
+        "partial": f"The run was asked to stop after {numbers['until']}.",
+    }.get(status, "")
     if not missing:
-        return f"{state} All steps have results."
+        return f"{state} All steps have results.".strip()
     return f"{state} Partial report; without results: {', '.join(missing)}.".strip()
 
 

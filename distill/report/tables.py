@@ -39,58 +39,58 @@ class Table:
 def results_table(task: Numbers) -> Table:
     """One row for each model on one task; columns nobody measured are left out."""
     samples = task.get("samples")
+    several = samples is None or samples > 1
     wanted = [
         ("pass@1", lambda m: percent(m.get("pass@1"))),
         ("95% interval", lambda m: bounds(m.get("interval"))),
-        (f"pass@{samples}", lambda m: percent(m.get("pass@k"))),
-        (f"cons@{samples}", lambda m: percent(m.get("cons@k"))),
-        ("parsed", lambda m: percent(m.get("parsed_rate"))),
-        ("right if parsed", lambda m: percent(m.get("accuracy_parsed"))),
+        (f"pass@{samples}", lambda m: percent(m.get("pass@k")) if several else MISSING),
+        (f"cons@{samples}", lambda m: percent(m.get("cons@k")) if several else MISSING),
+        ("gradable", lambda m: percent(m.get("parsed_rate"))),
+        ("right if gradable", lambda m: percent(m.get("accuracy_parsed"))),
         ("cut off", lambda m: percent(m.get("truncated"))),
         ("tokens", lambda m: count(m.get("mean_tokens"))),
     ]
-    cells = [(title, [cell(m) for m in task["models"]]) for title, cell in wanted]
-    if samples == 1:
-        cells = [c for c in cells if c[0] not in ("pass@1", "cons@1")] + []
-        cells.insert(0, ("accuracy", [percent(m.get("pass@1")) for m in task["models"]]))
-    cells = [(title, column) for title, column in cells if set(column) != {MISSING}]
-    rows = [
-        [role_name(m["role"]), *(column[i] for _, column in cells)]
-        for i, m in enumerate(task["models"])
-    ]
+    rows = [[role_name(m["role"]), *(cell(m) for _, cell in wanted)] for m in task["models"]]
     strong = frozenset(i for i, m in enumerate(task["models"]) if m["role"] == "student")
-    return Table(
-        ["model", *(title for title, _ in cells)],
-        rows,
-        numeric=frozenset(range(1, len(cells) + 1)),
-        strong=strong,
-    )
+    return _measured(["model", *(title for title, _ in wanted)], rows, strong)
 
 
 def differences_table(task: Numbers) -> Table | None:
     """Paired differences on the same problems, in points."""
-    rows = []
-    for name, d in task["differences"].items():
-        rows.append(
-            [
-                difference_name(name),
-                points(d.get("difference")),
-                bounds(d.get("interval"), signed=True),
-                p_value(d.get("p")),
-                points(d.get("parsed_difference")),
-                bounds(d.get("parsed_interval"), signed=True),
-            ]
-        )
+    rows = [
+        [
+            difference_name(name),
+            points(d.get("difference")),
+            bounds(d.get("interval"), signed=True),
+            p_value(d.get("p")),
+            _with_bounds(d.get("format"), d.get("format_interval")),
+            _with_bounds(d.get("reasoning"), d.get("reasoning_interval")),
+            _with_bounds(d.get("parsed_difference"), d.get("parsed_interval")),
+        ]
+        for name, d in task["differences"].items()
+    ]
     columns = ["difference", "points", "95% interval", "sign-flip test"]
-    columns += ["points, parsed only", "95% interval, parsed only"]
-    if not rows:
-        return None
+    columns += ["of it format", "of it reasoning", "where both gradable"]
+    return _measured(columns, rows) if rows else None
+
+
+def _measured(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], strong: frozenset[int] = frozenset()
+) -> Table:
+    """A table of figures without the columns in which nothing was measured."""
     keep = [i for i in range(len(columns)) if i == 0 or {row[i] for row in rows} != {MISSING}]
     return Table(
         [columns[i] for i in keep],
         [[row[i] for i in keep] for row in rows],
         numeric=frozenset(range(1, len(keep))),
+        strong=strong,
     )
+
+
+def _with_bounds(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{points(value)} ({bounds(interval, signed=True)})"
 
 
 def difference_name(name: str) -> str:
@@ -109,13 +109,17 @@ def groups_table(task: Numbers, kind: str) -> Table | None:
             str(g["name"]),
             count(g["problems"]),
             percent(g["base"]),
+            bounds(g["base_interval"]),
             percent(g["student"]),
+            bounds(g["student_interval"]),
             points(g["difference"]),
+            bounds(g["interval"], signed=True),
         ]
         for g in groups
     ]
-    columns = [kind, "problems", "base", "student", "points"]
-    return Table(columns, rows, numeric=frozenset(range(1, 5)))
+    interval = "95% interval"
+    columns = [kind, "problems", "base", interval, "student", interval, "points", interval]
+    return _measured(columns, rows)
 
 
 def changes_table(rows: Sequence[Numbers]) -> Table | None:
@@ -276,8 +280,8 @@ def headline_facts(numbers: Numbers) -> list[tuple[str, str]]:
 
 def traces_caption(trace: Numbers, unit: str) -> str:
     """One line over a trace that is shown."""
-    fate = "kept" if trace["kept"] else f"dropped by {trace['filter']}: {trace['reason']}"
-    return f"{fate} · graded {trace['outcome']} · {plural(trace['length'], unit.rstrip('s'))}"
+    fate = "" if trace["kept"] else f"by {trace['filter']}: {shorten(trace['reason'], 120)} · "
+    return f"{fate}graded {trace['outcome']} · {plural(trace['length'], unit.rstrip('s'))}"
 
 
 def _count(data: Numbers, key: str) -> str:

@@ -27,7 +27,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [say.title(self.numbers), say.partial(self.numbers), say.headline(self.numbers)]
-        lines.append(say.against_best(self.headline))
+        lines.append(say.against_others(self.headline))
         if self.student:
             lines.append(f"student  {self.student}")
         lines.append(f"report   {self.path}")
@@ -73,13 +73,12 @@ def write_report(run_dir: Path) -> Report:
 
 def _report(run_dir: Path, numbers: dict[str, Any]) -> Report:
     lead = numbers["headline"] or {}
-    interval = lead.get("interval")
-    whole = interval and None not in interval
+    low, high = lead.get("interval") or (None, None)
     return Report(
         path=run_dir / "report.html",
         headline=numbers["headline"],
         student=run_dir.parent / numbers["student"] if numbers["student"] else None,
         gain=lead.get("gain"),
-        interval=(interval[0], interval[1]) if whole else None,
+        interval=(low, high) if low is not None and high is not None else None,
         numbers=numbers,
     )
