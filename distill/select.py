@@ -12,11 +12,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError
+from distill.export import Columns, write_parquet
 from distill.filter.text import CHARS_PER_TOKEN
 from distill.records import (
     Example,
@@ -32,7 +32,12 @@ from distill.schema import Selection
 from distill.step import write_atomically
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-PARQUET_ROWS = 1000
+COLUMNS: Columns = {
+    "problem_id": "text",
+    "index": "number",
+    "messages": ("role", "content"),
+    "source": "text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def select_traces(
     chosen.sort(key=lambda c: _draw(seed, "shuffle", c.problem_id, c.index))
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "dataset.jsonl", _examples(chosen, asked, traces))
-    _write_parquet(out / "dataset.jsonl", out / "dataset.parquet")
+    write_parquet(out / "dataset.parquet", read_jsonl(out / "dataset.jsonl"), COLUMNS)
     keys = {(c.problem_id, c.index) for c in chosen}
     write_jsonl(out / "verdicts.jsonl", _final(verdicts, keys, config))
     summary = _summary(out / "verdicts.jsonl", asked, chosen)
@@ -158,31 +163,6 @@ def _examples(
                 messages=(*problem.messages, {"role": "assistant", "content": trace.text}),
                 source=problem.source,
             )
-
-
-def _write_parquet(rows: Path, out: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema(
-        [
-            ("problem_id", pa.string()),
-            ("index", pa.int64()),
-            ("messages", pa.list_(message)),
-            ("source", pa.string()),
-        ]
-    )
-    temporary = out.with_name(f".{out.name}.tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
-        for batch in _batches(read_jsonl(rows), PARQUET_ROWS):
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-    temporary.replace(out)
-
-
-def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(islice(rows, size)):
-        yield batch
 
 
 def _final(verdicts: Path, chosen: set[tuple[str, int]], config: Selection) -> Iterator[Verdict]:
