@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import UsageError
 from distill.job import Job, summary_of
+from distill.names import check_names
 from distill.plan import plan_lines
 from distill.recipe import Recipe
 from distill.step import Done, Workspace, write_atomically
@@ -70,6 +71,7 @@ def run(
         recipe.teacher, teacher = _assigned(recipe, "teacher", teacher), None
     if isinstance(student, str):
         recipe.student, student = _assigned(recipe, "student", student), None
+    check_names(recipe)
     workspace = Workspace(Path(runs or os.environ.get("DISTILL_RUNS") or "runs").resolve())
     job = Job(recipe, workspace, teacher, student)
     record = RunRecord(job, until, command)

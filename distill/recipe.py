@@ -123,7 +123,7 @@ class Recipe(Section):
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> path of the recipes in the package, in the order of their size."""
-    folder = Path(str(resources.files("distill.recipes")))
+    folder = _shipped_folder()
     order = {"pocket": 0.001, "smollm2-135m": 0.1}
     paths = {p.stem: p for p in folder.glob("[!_]*.yaml")}
     return dict(sorted(paths.items(), key=lambda kv: order.get(kv[0]) or _size_of(kv[0])))
@@ -148,6 +148,10 @@ def find_recipe(name: str) -> Path:
 def variants_of(name: str) -> list[str]:
     """The variants a recipe offers."""
     return list(_read_extended(find_recipe(name))[0].get("variants") or {})
+
+
+def _shipped_folder() -> Path:
+    return Path(str(resources.files("distill.recipes")))
 
 
 def _is_shipped(path: Path) -> bool:
@@ -177,8 +181,9 @@ def _read_extended(
     if path in seen:
         circle = " -> ".join(p.name for p in (*seen, path))
         raise RecipeError(f"recipes extend each other in a circle: {circle}")
-    beside = path.parent / str(parent)
-    base_path = beside if beside.is_file() else find_recipe(str(parent))
+    # A copy of a shipped recipe (`distill cp`) goes on extending the shipped one.
+    places = [path.parent / str(parent), _shipped_folder() / str(parent)]
+    base_path = next((p for p in places if p.is_file()), None) or find_recipe(str(parent))
     base, origins = _read_extended(base_path, (*seen, path))
     _merge(base, data, origins, own)
     return base, origins
@@ -240,7 +245,8 @@ def _merge(
             if isinstance(value, Mapping) and isinstance(under.get(key), str):
                 coerce = {"teacher.": as_teacher, "student.": as_student}.get(f"{path}.")
                 under[key] = coerce(under[key]) if coerce else under[key]
-            if isinstance(value, Mapping) and isinstance(under.get(key), dict):
+            # An empty mapping resets: `options: {}` means none, not "nothing to add".
+            if isinstance(value, Mapping) and value and isinstance(under.get(key), dict):
                 lay(under[key], value, f"{path}.")
             else:
                 under[key] = copy.deepcopy(value)

@@ -16,8 +16,8 @@ from pathlib import Path
 from distill import models
 from distill.commands.common import load_recipe
 from distill.errors import DistillError
+from distill.names import check_name, named_parts
 from distill.recipe import Recipe
-from distill.workers import TRAINERS, engines
 
 EXTRAS = {"vllm": ("vllm", "vllm"), "bitsandbytes": ("bitsandbytes", "qlora")}
 CORE = ("torch", "transformers", "trl", "peft", "lm_eval", "math_verify", "reasoning_gym")
@@ -64,10 +64,8 @@ def _packages(recipe: Recipe) -> Iterator[Need]:
     if recipe.student.method == "qlora":
         wanted.append("bitsandbytes")
     if (
-        (recipe.teacher.engine == "vllm"
-        and recipe.traces is None)
-        or recipe.evaluate.engine == "vllm"
-    ):
+        recipe.teacher.engine == "vllm" and recipe.traces is None
+    ) or recipe.evaluate.engine == "vllm":
         wanted.append("vllm")
     for package in wanted:
         extra = EXTRAS[package][1]
@@ -105,10 +103,6 @@ def _teacher(recipe: Recipe) -> Iterator[Need]:
         yield Need("teacher", False, error.message, error.hint)
         return
     engine = spec.engine or (entry.engine if entry else "")
-    known = engines()
-    if engine not in known and ":" not in engine:
-        yield Need("teacher", False, f"unknown engine '{engine}'", f"known: {', '.join(known)}")
-        return
     if engine == "openai":
         there = bool(spec.base_urls)
         urls = ", ".join(spec.base_urls)
@@ -142,19 +136,11 @@ def _model(what: str, model: str, revision: str | None) -> Need:
 
 
 def _parts(recipe: Recipe) -> Iterator[Need]:
-    from distill.filter import KNOWN as FILTERS
-    from distill.grade import KNOWN as GRADERS
-    from distill.resolve import resolve
-
-    named = [("grader", GRADERS, part.name) for part in recipe.grading.graders]
-    named += [("filter", FILTERS, part.name) for part in recipe.filters]
-    named.append(("trainer", TRAINERS, recipe.student.trainer))
-    for what, known, name in named:
-        if name in known:  # ours; resolving it would import what it needs
-            continue
+    for what, known, name in named_parts(recipe):
         try:
-            resolve(name, known, what=what, folder=recipe.folder)
+            check_name(recipe, what, known, name)
         except DistillError as error:
             yield Need(what, False, error.message, error.hint)
         else:
-            yield Need(what, True, name)
+            if name not in known:
+                yield Need(what, True, name)
