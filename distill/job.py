@@ -262,7 +262,7 @@ class Job:
             "problems": str(problems.folder / "problems.jsonl"),
             "tasks": str(tasks.folder),
             "base": self.base,
-            "base_name": recipe.student.base,
+            "base_name": models.local(recipe.student.base, self.folder),
             "base_revision": recipe.student.revision,
             "student": str(student.folder / "student"),
             "template": recipe.student.template,
@@ -277,13 +277,7 @@ class Job:
         """Where the student's base is: the catalog's path for a short name, else the name."""
         if not self.recipe.student.base:
             raise UsageError(f"recipe '{self.recipe.name}' names no student.base to train")
-        return self._local(models.student_entry(self.recipe.student.base).model)
-
-    def _local(self, model: str) -> str:
-        path = Path(model).expanduser()
-        if not path.is_absolute() and model.startswith("."):
-            path = self.folder / path
-        return str(path) if path.is_dir() else model
+        return str(models.student_entry(models.local(self.recipe.student.base, self.folder)).path)
 
     def _weights(self, model: str, revision: str | None) -> str:
         return models.fingerprint(model, revision, self.workspace.root / "hashes.json")
@@ -298,8 +292,8 @@ class Job:
         spec, engine = self.recipe.teacher, self._engine()
         identity: dict[str, Any] = {**spec.identity(), "engine": engine}
         if engine in EMBEDDED:
-            entry = models.teacher_entry(spec.model)
-            identity["weights"] = self._weights(self._local(entry.model), spec.revision)
+            entry = models.teacher_entry(models.local(spec.model, self.folder))
+            identity["weights"] = self._weights(entry.model, spec.revision)
         elif engine == "replay":
             identity["weights"] = models.file_sha256(self._recorded(spec.model))
         elif ":" in engine:

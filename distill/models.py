@@ -24,6 +24,12 @@ def student_entry(base: str) -> Any:
     return resolve("distill.students.catalog:find", {}, what="catalog")(base)
 
 
+def local(model: str, folder: Path) -> str:
+    """A model folder named relative to the recipe's as an absolute path; other names unchanged."""
+    path = folder / Path(model).expanduser()
+    return str(path.resolve()) if (path / "config.json").is_file() else model
+
+
 def fingerprint(model: str, revision: str | None, cache: Path) -> str:
     """What pins the weights down: `sha256:...` of a local folder, `commit:...` of a hub model.
 

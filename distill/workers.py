@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill import models
 from distill.errors import UsageError
 from distill.recipe import Recipe
 from distill.resolve import resolve
@@ -15,21 +16,19 @@ TRAINERS = {"sft": "distill.students.sft:SFT"}
 
 def engines() -> dict[str, str]:
     """Engine name -> where its teacher class is."""
-    return dict(resolve("distill.teachers.catalog:ENGINES", {}, what="catalog"))
+    return dict(resolve("distill.teachers.catalog:engines", {}, what="catalog"))
 
 
 def build_teacher(recipe: Recipe, folder: Path) -> Any:
     """The teacher that the recipe names: one of ours by its spec, a user's by its options."""
     spec = recipe.teacher
     known = engines()
-    engine = (
-        spec.engine
-        or resolve("distill.teachers.catalog:find", {}, what="catalog")(spec.model).engine
-    )
+    engine = spec.engine or str(models.teacher_entry(spec.model).engine)
     kind = resolve(engine, known, what="teacher engine", folder=folder)
     if hasattr(kind, "from_spec"):
         plain = spec.model_dump(mode="json")
         plain["timeout_s"] = recipe.sampling.timeout_s
+        plain["model"] = models.local(spec.model, folder)
         plain["folder"] = str(folder)
         return kind.from_spec(plain)
     try:

@@ -121,7 +121,7 @@ def _teacher(recipe: Recipe) -> Iterator[Need]:
 
 def _student(recipe: Recipe) -> Iterator[Need]:
     if recipe.student.base:
-        model = str(models.student_entry(recipe.student.base).model)
+        model = str(models.student_entry(recipe.student.base).path)
         yield _model("student", model, recipe.student.revision)
 
 
