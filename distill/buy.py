@@ -12,8 +12,10 @@ import itertools
 import logging
 import random
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from distill.errors import DistillError, TeacherError
@@ -30,6 +32,11 @@ log = logging.getLogger(__name__)
 BACKOFF_S, BACKOFF_MOST_S = 1.0, 60.0
 PRIOR_WEIGHT = 8
 GIVE_UP_AFTER = 32
+ERROR_LENGTH = 1000
+
+
+class TeacherFault(TeacherError):
+    """A teacher that raised something unforeseen, or returned what is no completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +119,10 @@ class Buyer:
     tokens: int = 0
     retried: int = 0
     failures: list[Failure] = field(default_factory=list)
-    first_error: Exception | None = None
+    first_error: TeacherError | None = None
     _streak: int = 0
     _live: int = 0
+    _begin: float = field(default_factory=time.monotonic)
     _room: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def buy(self, jobs: Sequence[Job]) -> None:
@@ -157,20 +165,12 @@ class Buyer:
             try:
                 completion = await teacher.complete(request, self._on_tokens)
                 trace = self._trace(job, request, completion, time.monotonic() - begin)
-            except TeacherError as error:
-                if error.fatal:
-                    raise
+            except Exception as raised:
+                error = _classified(raised)
                 if not error.retry or attempt > self.sampling.retries:
                     self._fail(job, error, attempt)
                     return
                 await asyncio.sleep(self._again(error, attempt))
-            except DistillError:
-                raise
-            except Exception as error:
-                # A fault in somebody's teacher costs this request, not the run.
-                log.debug("request %s failed", request.key, exc_info=True)
-                self._fail(job, error, attempt)
-                return
             else:
                 self._store([trace])
                 return
@@ -185,48 +185,44 @@ class Buyer:
             raise self.budget.exceeded()
         requests = [job.request(self.sampling, self.seed) for job in group]
         for attempt in itertools.count(1):
-            begin = time.monotonic()
-            results = self._complete_batch(requests)
-            seconds = time.monotonic() - begin
+            results = self._complete_batch(group, requests)
             errors = [r for r in results if isinstance(r, TeacherError)]
             again = any(e.retry for e in errors) and attempt <= self.sampling.retries
             if not again or any(e.fatal for e in errors):
                 break
             time.sleep(max(self._again(e, attempt) for e in errors if e.retry))
-        traces: list[Trace] = []
-        failed: list[tuple[Job, Exception]] = []
+        self._store([r for r in results if isinstance(r, Trace)])
+        for job, result in zip(group, results, strict=True):
+            if isinstance(result, TeacherError):
+                if result.fatal:
+                    raise result
+                self._fail(job, result, attempt)
+
+    def _complete_batch(
+        self, group: Sequence[Job], requests: Sequence[Request]
+    ) -> list[Trace | TeacherError]:
+        teacher = cast(BatchTeacher, self.teacher)
+        begin = time.monotonic()
+        try:
+            results: list[Any] = list(teacher.complete_batch(requests, self._on_tokens))
+        except Exception as raised:
+            return [_classified(raised)] * len(requests)
+        seconds = time.monotonic() - begin
+        if len(results) != len(requests):
+            raise DistillError(
+                f"complete_batch of {teacher.identity} returned {len(results)} results"
+                f" for {len(requests)} requests",
+                "return one Completion or TeacherError for each request, in order",
+            )
+        traces: list[Trace | TeacherError] = []
         for job, request, result in zip(group, requests, results, strict=True):
             try:
-                if isinstance(result, Exception):
-                    raise result
                 traces.append(self._trace(job, request, result, seconds))
-            except Exception as error:
-                failed.append((job, error))
-        self._store(traces)
-        for fatal in errors:
-            if fatal.fatal:
-                raise fatal
-        for job, reason in failed:
-            self._fail(job, reason, attempt)
-
-    def _complete_batch(self, requests: Sequence[Request]) -> Sequence[Any]:
-        try:
-            teacher = cast(BatchTeacher, self.teacher)
-            results = teacher.complete_batch(requests, self._on_tokens)
-            if len(results) != len(requests):
-                raise DistillError(
-                    f"complete_batch of {self.teacher.identity} returned {len(results)} results"
-                    f" for {len(requests)} requests",
-                    "return one Completion or TeacherError for each request, in order",
-                )
-        except TeacherError as error:
-            return [error] * len(requests)
-        except DistillError:
-            raise
-        except Exception as error:
-            log.debug("a group of %d requests failed", len(requests), exc_info=True)
-            return [error] * len(requests)
-        return results
+            except TeacherError as error:
+                traces.append(error)
+            except Exception as raised:
+                traces.append(_classified(raised))
+        return traces
 
     def _store(self, traces: Sequence[Trace]) -> None:
         for trace in traces:
@@ -236,35 +232,34 @@ class Buyer:
         if traces:
             self._streak = 0
         self.bought += (new := self.pool.append(traces))
-        if self.progress:
-            figures: dict[str, Any] = {"tokens": max(self.tokens, self._live)}
-            if self.budget.new:
-                figures["cost"] = self.budget.spent
-            self.progress.update(new, **figures)
+        self._show(new)
 
-    def _fail(self, job: Job, error: Exception, attempts: int) -> None:
+    def _fail(self, job: Job, error: TeacherError, attempts: int) -> None:
         problem_id, index, segment = job.key
-        text = _say(error)
+        # A proxy's error page can be long, and may hold what no UTF-8 file can.
+        text = sanitise(error.message)[0][:ERROR_LENGTH]
         self.failures.append(Failure(problem_id, index, segment, text, attempts))
         self.first_error = self.first_error or error
         if self.progress:
             self.progress.update(0, failed=len(self.failures))
-        # What will not pass by itself is one request's own (a prompt too long); everything else
-        # says something about the teacher, and money or hours are not spent on a broken one.
-        if isinstance(error, TeacherError) and not error.retry:
+        # A refusal may be this request's own (a prompt too long). Whatever else fails says
+        # something about the teacher, and hours or money are not spent on a broken one.
+        if not error.retry and not isinstance(error, TeacherFault):
             return
         self._streak += 1
         if self._streak >= max(GIVE_UP_AFTER, self.sampling.concurrency):
             raise DistillError(
                 f"{self._streak} requests in a row failed; the last: {text}",
                 "what was bought is kept; repair the teacher and run the same command again",
-            )
+            ) from error
 
     def _trace(self, job: Job, request: Request, done: Any, seconds: float) -> Trace:
-        if not isinstance(done, Completion):
-            raise TeacherError(
-                f"the teacher returned {type(done).__name__} for {request.key}",
-                "return a distill.protocols.Completion",
+        if isinstance(done, Exception):
+            raise done
+        if not isinstance(done, Completion) or not isinstance(done.text, str):
+            raise TeacherFault(
+                f"the teacher returned {type(done).__name__}, not a Completion with a text",
+                "return distill.protocols.Completion(text=...)",
             )
         return trace_of(
             job,
@@ -278,20 +273,32 @@ class Buyer:
 
     def _again(self, error: TeacherError, attempt: int) -> float:
         """Count a retry; the seconds to wait before it, with full jitter."""
-        if not self.retried:
-            log.warning("a request is tried again: %s", error.message)
+        if error.retry_after is not None:
+            # Spread a little, or all that were refused together come back together.
+            delay = max(0.0, error.retry_after) * random.uniform(1.0, 1.1)
+        else:
+            delay = random.uniform(0, min(BACKOFF_MOST_S, self.backoff_s * 2 ** (attempt - 1)))
+        if not self.retried or delay > BACKOFF_MOST_S:
+            log.warning("a request is tried again in %.1f s: %s", delay, error.message)
         self.retried += 1
         if self.progress:
             self.progress.update(0, retries=self.retried)
-        if error.retry_after is not None:
-            # Spread a little, or all that were refused together come back together.
-            return max(0.0, error.retry_after) * random.uniform(1.0, 1.1)
-        return random.uniform(0, min(BACKOFF_MOST_S, self.backoff_s * 2 ** (attempt - 1)))
+        return delay
 
     def _on_tokens(self, count: int) -> None:
         self._live += count
-        if self.progress:
-            self.progress.update(0, tokens=self._live)
+        self._show(0)
+
+    def _show(self, new: int) -> None:
+        if self.progress is None:
+            return
+        # Tokens under way where the engine tells of them, those that arrived otherwise.
+        tokens = max(self.tokens, self._live)
+        seconds = time.monotonic() - self._begin
+        figures: dict[str, Any] = {"tokens": tokens, "tok/s": tokens / max(seconds, 1e-3)}
+        if self.budget.new:
+            figures["cost"] = round(self.budget.spent, 4)
+        self.progress.update(new, **figures)
 
 
 def trace_of(
@@ -325,6 +332,7 @@ def trace_of(
         # token where it is mathematics, 4 where it is English.
         billed = len(text.encode()) // 3
         flags.append("cost_estimated")
+    cost = round((asked * prices[0] + billed * prices[1]) / 1e6, 9)
     parts = split(text)
     _, index, segment = job.key
     return Trace(
@@ -341,8 +349,8 @@ def trace_of(
         token_ids=ids,
         prompt_tokens=before.prompt_tokens if before else asked,
         completion_tokens=new + (before.completion_tokens if before else 0),
-        cost=(asked * prices[0] + billed * prices[1]) / 1e6 + (before.cost if before else 0.0),
-        time_s=seconds + (before.time_s if before else 0.0),
+        cost=cost + (before.cost if before else 0.0),
+        time_s=round(seconds, 3) + (before.time_s if before else 0.0),
         teacher=teacher,
         served_model=sanitise(done.served_model)[0],
         flags=tuple(dict.fromkeys(flags)),
@@ -355,7 +363,20 @@ async def settle(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _say(error: Exception) -> str:
+def _classified(error: Exception) -> TeacherError:
+    """What went wrong, as a TeacherError. Raises it where it ends the run."""
+    if isinstance(error, TeacherError):
+        if error.fatal:
+            raise error
+        return error
     if isinstance(error, DistillError):
-        return error.message
-    return f"{type(error).__name__}: {error}"
+        raise error
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)
+    message = f"{type(error).__name__}: {error}{place}"
+    if isinstance(error, TimeoutError | ConnectionError):
+        fault = TeacherError(message, retry=True)
+    else:
+        fault = TeacherFault(message, "the fault is in the teacher's code")
+    fault.__cause__ = error
+    return fault

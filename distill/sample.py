@@ -181,8 +181,8 @@ class Session:
     async def buy(self) -> None:
         """Buy what is lacking, request by request."""
         teacher = self.buyer.teacher
+        await settle(getattr(teacher, "open", _nothing)())
         try:
-            await settle(getattr(teacher, "open", _nothing)())
             with self._timed():
                 await self.buyer.buy([job for group in self.lack.groups for job in group])
         finally:
@@ -191,8 +191,8 @@ class Session:
     def buy_groups(self) -> None:
         """Buy what is lacking from a batch engine, in the caller's thread."""
         teacher = self.buyer.teacher
+        _run(settle(getattr(teacher, "open", _nothing)()))
         try:
-            _run(settle(getattr(teacher, "open", _nothing)()))
             with self._timed():
                 for group in self.lack.groups:
                     if self.stopping:
@@ -229,12 +229,7 @@ class Session:
         first = self.buyer.first_error
         if first is None or any(True for _ in self.traces()):
             return
-        if isinstance(first, DistillError):
-            raise first
-        raise DistillError(
-            f"every request failed; the first: {type(first).__name__}: {first}",
-            "the fault is in the teacher's code",
-        ) from first
+        raise first
 
     def refuse_if_incomplete(self, listed: Path) -> None:
         """Raise DistillError when more than FAILED_SHARE of the traces are missing."""
@@ -305,11 +300,13 @@ def notes(session: Session, tally: Tally) -> list[str]:
         (tally.flags["surrogates"], "traces held lone surrogates, now U+FFFD"),
         (tally.flags["cost_estimated"], "traces came without a token count: cost estimated"),
         (len(session.failures), "requests failed, see failures.jsonl"),
-        (pool.bad, "damaged lines of the pool were passed over and their traces bought again"),
+        (pool.bad, "damaged lines of the pool were passed over"),
     ]
     said = [f"{count:,} {text}" for count, text in counted if count]
     if not_honoured:
         said.append(f"the engine does not honour: {', '.join(not_honoured)}")
+    if sampling.temperature == 0 and sampling.n > 1:
+        said.append("at temperature 0 the samples of a problem are alike")
     if sampling.max_cost is not None and not any(session.buyer.prices):
         said.append("max_cost has no effect: the teacher has no prices")
     return said
