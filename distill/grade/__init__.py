@@ -1,1 +1,31 @@
-"""Graders: each turns a problem and a trace into a `Grade` with one of six outcomes."""
+"""Grading: is a trace's final answer right? `extract` finds it, graders judge it, `run` does all.
+
+from distill.grade import grade_math
+grade_math("1/2", "<think>...</think> so \\\\boxed{0.5}").correct
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Judge", "grade_math", "grade_traces", "grading_identity"]
+
+if TYPE_CHECKING:
+    from distill.grade.math import grade_math
+    from distill.grade.run import Judge, grade_traces, grading_identity
+
+_WHERE = {
+    "Judge": "distill.grade.run",
+    "grade_math": "distill.grade.math",
+    "grade_traces": "distill.grade.run",
+    "grading_identity": "distill.grade.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: a grading worker imports this package and must stay small.
+    import importlib
+
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'distill.grade' has no attribute {name!r}")

@@ -1,0 +1,102 @@
+"""What the graders of this package share: a cheap part, and a part that may hang.
+
+A grader is any callable `(problem, trace) -> Grade` (`distill.protocols.Grader`). Ours are split
+in two: `quick` runs in the caller, never takes long and settles most traces; what it cannot settle
+it returns as a `Check`, which a worker that can be killed runs through `check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from distill.records import Grade, Outcome, Problem, Trace
+
+UNDECIDED: tuple[Outcome, ...] = ("unparsed", "error", "ungraded")
+"""Outcomes after which the next grader of a list is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Work for a worker: picklable arguments of `check`, and what equal checks have in common."""
+
+    args: tuple[Any, ...]
+    key: Hashable = None
+    """None: the result depends on more than the arguments, so it is not reused."""
+    part: str = ""
+    """Which of the grader's parts is needed, as `warm` takes it."""
+
+
+class StagedGrader:
+    """Base of graders that need a worker only for what `quick` leaves open."""
+
+    name = ""
+    version = ""
+
+    def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
+        """Settle the trace without anything that may hang, or say what is to be checked."""
+        raise TypeError(f"{type(self).__name__} must say what it can settle quickly")
+
+    def check(self, *args: Any) -> Grade:
+        """Judge what `quick` left open. May hang, crash or use up its memory."""
+        raise TypeError(f"{type(self).__name__} must say how it checks {args!r}")
+
+    def warm(self, part: str) -> None:
+        """Import what `check` needs; runs in a worker before its clock starts."""
+
+    def __call__(self, problem: Problem, trace: Trace) -> Grade:
+        result = self.quick(problem, trace)
+        return result if isinstance(result, Grade) else self.check(*result.args)
+
+    def grade(
+        self,
+        outcome: Outcome,
+        extracted: str | None = None,
+        *,
+        score: float | None = None,
+        detail: str = "",
+    ) -> Grade:
+        """A Grade signed by this grader; the score is 1 for `correct` unless given."""
+        return Grade(
+            outcome=outcome,
+            score=float(outcome == "correct") if score is None else score,
+            extracted=extracted,
+            grader=self.name,
+            version=self.version,
+            detail=detail,
+        )
+
+
+class Custom(StagedGrader):
+    """A user's grader, run whole in a worker."""
+
+    def __init__(self, grader: Any, name: str, version: str) -> None:
+        self.grader = grader
+        self.name = str(getattr(grader, "name", "") or name)
+        self.version = version
+
+    def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
+        return Check((problem, trace))
+
+    def check(self, *args: Any) -> Grade:
+        result = self.grader(*args)
+        if not isinstance(result, Grade):
+            return self.grade(
+                "error",
+                detail=f"returned {type(result).__name__} {result!r:.80}, expected distill.Grade",
+            )
+        return Grade(
+            outcome=result.outcome,
+            score=result.score,
+            extracted=result.extracted,
+            grader=result.grader or self.name,
+            version=result.version or self.version,
+            detail=result.detail,
+        )
+
+
+def version_of(package: str) -> str:
+    """`name version` of an installed package, without importing it."""
+    return f"{package} {metadata.version(package)}"

@@ -1,0 +1,181 @@
+"""The final answer in the text after the thinking, found in one pass over the text.
+
+Three outcomes need no grader and are decided here: `truncated` (cut off at the token limit with
+no answer after the thinking), `unparsed` (nothing that looks like an answer), and, for problems
+without a reference, `ungraded`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from typing import TypeVar
+
+from distill.records import Grade, Trace
+from distill.thinking import split
+
+T = TypeVar("T")
+
+_TOKEN = re.compile(
+    r"\\{1,4}(?:boxed|fbox)\s{0,16}(?:\{|(?P<number>[-+]?\d[\d.,/]*))|\\.|[{}]", re.DOTALL
+)
+_BOX = re.compile(r"\\{1,4}(?:boxed|fbox)\s{0,16}")
+_JOINED = re.compile(r"[\s$,;.]*(?:and|or|und|et|y)?[\s$,;]*")
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+_HASHES = re.compile(r"^####[ \t]{0,8}(\S[^\n]*)$", re.MULTILINE)
+_ANSWER_IS = (
+    r"(?:[ \t]{1,4}(?:to|of|for)[ \t][^\n.:=]{0,40}?)?"
+    r"[ \t]{0,8}\*{0,4}[ \t]{0,8}(?::|=|\bis\b|\bare\b|\bwould be\b|\*\*[ \t]{0,8}\n%s)"
+    r"(?:[ \t]{1,8}(?:therefore|thus|then|simply|given by|equal to)\b)?"
+    r"[ \t]{0,8}[:=]?[ \t]{0,8}\*{0,4}[ \t]{0,8}"
+)
+_PHRASES = (
+    re.compile(r"final[ \t]{1,4}answers?" + _ANSWER_IS % r"|[ \t]{0,8}\n", re.IGNORECASE),
+    re.compile(r"\banswers?" + _ANSWER_IS % "", re.IGNORECASE),
+)
+_DISPLAY = re.compile(r"\s*(?:\$\$(?P<dollars>.+?)\$\$|\\\[(?P<bracket>.+?)\\\])", re.DOTALL)
+_FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*)")
+_MAX_ANSWER = 4000
+"""Longest text taken for an answer after a phrase, in characters; a box may be longer."""
+
+
+def answer_text(trace: Trace) -> str:
+    """What the trace says after its thinking; empty where the thinking was never closed."""
+    if trace.reasoning is None and not trace.answer:
+        return split(trace.text).answer
+    # An engine that split the text by other tags may have left ours in the answer.
+    return split(trace.answer).answer
+
+
+def was_cut(trace: Trace) -> bool:
+    """True for an output that ended at the token limit."""
+    return trace.finish_reason == "length"
+
+
+def without_answer(trace: Trace, grader: str, version: str) -> Grade:
+    """The grade of a trace in which no answer was found."""
+    if was_cut(trace):
+        return Grade(
+            outcome="truncated",
+            grader=grader,
+            version=version,
+            detail="reached the token limit before an answer",
+        )
+    parts = split(trace.text)
+    open_ended = bool(parts.opened or trace.reasoning) and not answer_text(trace)
+    detail = "no answer after the thinking" if open_ended else "no final answer found"
+    return Grade(outcome="unparsed", grader=grader, version=version, detail=detail)
+
+
+def final_answer(text: str, *, cut: bool = False) -> str | None:
+    r"""The final answer of a text without thinking, or None.
+
+    In this order: the last `\boxed{...}` (several joined by "and" or commas count as one answer),
+    `<answer>...</answer>`, GSM8K's `#### ...`, the last "final answer is ..." or "Answer: ...".
+    With `cut`, an expression that the end of the text broke off is no answer.
+    """
+    box = last_boxed(text, cut=cut)
+    if box is not None:
+        return box
+    for pattern in (_TAGGED, _HASHES):
+        marked = _last(m.group(1).strip() for m in pattern.finditer(text))
+        if marked:
+            return marked
+    return _after_phrase(text, cut)
+
+
+def last_boxed(text: str, *, cut: bool = False) -> str | None:
+    r"""The content of the last non-empty `\boxed{...}`, with its inner braces, or None.
+
+    A box whose brace is never closed counts up to the end of its line, unless the text was cut.
+    Linear in the text, whatever the nesting.
+    """
+    spans, unclosed = _boxes(text)
+    boxes = [span for span in spans if not text[span[1] : span[2]].isspace() and span[1] < span[2]]
+    if unclosed is not None and not cut and (not boxes or unclosed[0] > boxes[-1][0]):
+        rest = text[unclosed[1] : unclosed[1] + _MAX_ANSWER]
+        body = re.split(r"\n|\$|\\\]|\\\)", rest, maxsplit=1)[0].strip().rstrip(".")
+        if body:
+            return _plain(body + "}" * max(0, body.count("{") - body.count("}")))
+    if not boxes:
+        return None
+    found = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        between = text[box[3] : min(found[-1][0], box[3] + 40)]
+        if box[3] + 40 < found[-1][0] or not _JOINED.fullmatch(between):
+            break
+        found.append(box)
+    bodies = [_plain(text[box[1] : box[2]]) for box in reversed(found)]
+    return ", ".join(dict.fromkeys(bodies))
+
+
+Span = tuple[int, int, int, int]
+"""Where a box's command, its content's begin and end, and its closing brace are."""
+
+
+def _boxes(text: str) -> tuple[list[Span], tuple[int, int] | None]:
+    # One stack of open braces; a box's entry remembers where the box began. Returns the complete
+    # outermost boxes in order, and the last one left open.
+    if "boxed" not in text and "fbox" not in text:
+        return [], None
+    boxes: list[Span] = []
+    stack: list[tuple[int, int] | None] = []
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        if token == "{":
+            stack.append(None)
+        elif token == "}":
+            opened = stack.pop() if stack else None
+            if opened is not None:
+                while boxes and boxes[-1][0] > opened[0]:
+                    boxes.pop()
+                boxes.append((*opened, match.start(), match.end()))
+        elif match["number"]:
+            boxes.append((match.start(), *match.span("number"), match.end()))
+        elif token.endswith("{") and len(token) > 2:
+            stack.append((match.start(), match.end()))
+    return boxes, _last(entry for entry in stack if entry is not None)
+
+
+def _plain(body: str) -> str:
+    """The content of a box without further boxes in it."""
+    body = _BOX.sub("", body).strip()
+    wrapped = re.fullmatch(r"\{+([^{}]*)\}+", body)
+    return (wrapped.group(1) if wrapped else body).strip().rstrip(".,")
+
+
+def _after_phrase(text: str, cut: bool) -> str | None:
+    for pattern in _PHRASES:
+        for match in reversed(deque(pattern.finditer(text), maxlen=8)):
+            rest = text[match.end() : match.end() + _MAX_ANSWER]
+            display = _DISPLAY.match(rest)
+            if display:
+                return (display["dollars"] or display["bracket"]).strip() or None
+            line, newline, _ = rest.lstrip().partition("\n")
+            if cut and not newline and match.end() + len(rest) >= len(text):
+                continue
+            answer = _trim(line)
+            if answer:
+                return answer
+    return None
+
+
+def _trim(line: str) -> str:
+    """The answer at the start of a line: a formula, or the text up to the sentence's end."""
+    line = line.strip().strip("*").strip()
+    formula = _FORMULA.match(line)
+    if formula and not re.match(r"\s*(?:,|and\b|or\b)\s*[$\\]", line[formula.end() :]):
+        return (formula.group(1) or formula.group(2)).strip()
+    end = _SENTENCE_END.search(line)
+    if end:
+        line = line[: end.start()]
+    return line.strip().strip("*`").strip().rstrip(".,;:").strip()
+
+
+def _last(items: Iterable[T]) -> T | None:
+    last = None
+    for item in items:
+        last = item
+    return last

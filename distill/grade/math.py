@@ -1,0 +1,191 @@
+r"""Mathematical answers: equal strings and numbers first, then math-verify (sympy).
+
+math-verify's own time-outs use SIGALRM and are switched off here: a worker that takes too long is
+killed from outside. Two of its rules are tightened: numbers are compared with a relative
+tolerance too (it rounds to six decimals, which makes 1/2004! equal to 1/2006!), and exact integers
+and fractions must be equal exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from fractions import Fraction
+from typing import Any
+
+from distill.grade.base import Check, StagedGrader, version_of
+from distill.grade.extract import answer_text, final_answer, last_boxed, was_cut, without_answer
+from distill.records import Grade, Problem, Trace
+
+MAX_LENGTH = 2000
+"""Characters of an answer that are handed to sympy; a longer one can only match as a string."""
+
+RELATIVE_TOLERANCE = 1e-3
+"""Numbers that math-verify's six decimals call equal must agree to this relative precision too."""
+
+_SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\\displaystyle|\\limits|\s+")
+_SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])")
+_FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)\\frac(\d)(\d)|(-?)(\d+)/(\d+)")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_MAX_DIGITS = 400
+
+
+def normalise(answer: str) -> str:
+    r"""One way to write a formula: no white space, sizes, dollar signs; `\frac` for all fractions.
+
+    Says nothing about value: two answers with equal normal forms are equal, the rest is open.
+    """
+    text = answer.strip().strip("$").strip()
+    if text.startswith("\\(") and text.endswith("\\)"):
+        text = text[2:-2]
+    text = _SIZES.sub("", _SPACES.sub("", text)).rstrip(".")
+    text = (
+        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    )
+    text = text.replace("{,}", ",").replace("\\%", "%").replace("\\$", "").replace("−", "-")
+    text = re.sub(r"\^\{?\\circ\}?", "°", text)
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    wrapped = re.fullmatch(r"\{([^{}]*)\}", text)
+    return wrapped.group(1) if wrapped else text
+
+
+def number(normal: str) -> Fraction | None:
+    """The exact value of a normalised integer, decimal or fraction; None for anything else."""
+    if len(normal) > _MAX_DIGITS:
+        return None
+    if _THOUSANDS.fullmatch(normal):
+        normal = normal.replace(",", "")
+    if _NUMBER.fullmatch(normal):
+        return Fraction(normal.rstrip(".") if normal.endswith(".") else normal)
+    parts = _FRACTION.fullmatch(normal)
+    if not parts:
+        return None
+    sign, above, below = (g for g in parts.groups() if g is not None)
+    if not int(below):
+        return None
+    value = Fraction(int(above), int(below))
+    return -value if sign else value
+
+
+def quick_equal(gold: str, answer: str) -> bool | None:
+    """True or False where strings or numbers settle it, None where sympy has to look."""
+    left, right = normalise(gold), normalise(answer)
+    if left and left == right:
+        return True
+    if re.fullmatch(r"\(?[A-Z]\)?", left) and re.fullmatch(r"\(?[A-Z]\)?[.:)]?", right):
+        return left.strip("()") == right.strip("().:")
+    a, b = number(left), number(right)
+    if a is None or b is None:
+        return None
+    if a == b:
+        return True
+    # A rounded decimal may stand for a fraction: that is math-verify's decision.
+    return False if _short_decimal(a) and _short_decimal(b) else None
+
+
+def _short_decimal(value: Fraction) -> bool:
+    return (value * 10**5).denominator == 1
+
+
+def sympy_equal(gold: str, answer: str) -> bool:
+    """math-verify's verdict, tightened. May hang: call it where it can be killed."""
+    parsed_gold, parsed = _parse(gold), _parse(answer)
+    from math_verify import verify
+
+    if not parsed_gold or not parsed:
+        return False
+    if not verify(parsed_gold, parsed, timeout_seconds=None):
+        return False
+    return not _differ(parsed_gold[0], parsed[0])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse(text: str) -> list[Any]:
+    from math_verify import parse
+
+    _quiet()
+    marked = any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed"))
+    return list(parse(text if marked else f"${text}$", parsing_timeout=None))
+
+
+@functools.cache
+def _quiet() -> None:
+    # math-verify warns once per process that its own time-outs are off, which is on purpose here.
+    from math_verify import grader, parser
+
+    for module in (grader, parser):
+        if hasattr(module, "TIMEOUT_WARNING_SHOWN"):
+            module.TIMEOUT_WARNING_SHOWN = True
+
+
+def _differ(gold: Any, answer: Any) -> bool:
+    """True for two numbers that math-verify took for equal only because they are small or long."""
+    import sympy
+
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return False
+    if not (gold.is_number and answer.is_number) or _has_percent(gold) or _has_percent(answer):
+        return False
+    try:
+        left, right = gold.doit(), answer.doit()
+        if isinstance(left, sympy.Rational) and isinstance(right, sympy.Rational):
+            return bool(left != right)
+        scale = max(abs(left), abs(right)).evalf(30)
+        return bool(abs(left - right).evalf(30) > RELATIVE_TOLERANCE * scale)
+    except (TypeError, ValueError, ArithmeticError):
+        return False
+
+
+def _has_percent(expression: Any) -> bool:
+    import sympy
+
+    return bool(expression.has(sympy.UnevaluatedExpr))
+
+
+class Math(StagedGrader):
+    """`correct` if the final answer equals the gold one mathematically."""
+
+    name = "math"
+
+    def __init__(self) -> None:
+        packages = ("math-verify", "latex2sympy2_extended", "sympy")
+        self.version = ", ".join(["1", *(version_of(p) for p in packages)])
+
+    def warm(self, part: str) -> None:
+        sympy_equal("\\frac{1}{2}", "0.5")
+
+    def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
+        if problem.gold is None:
+            return self.grade("ungraded", detail="the problem has no reference answer")
+        answer = final_answer(answer_text(trace), cut=was_cut(trace))
+        if answer is None:
+            return without_answer(trace, self.name, self.version)
+        return self.compare(problem.gold, answer)
+
+    def compare(self, gold: str, answer: str) -> Grade | Check:
+        """Settle by string and number, or leave it to sympy."""
+        boxed = last_boxed(gold)
+        gold = gold if boxed is None else boxed
+        equal = quick_equal(gold, answer)
+        if equal is None and max(len(gold), len(answer)) > MAX_LENGTH:
+            detail = f"longer than {MAX_LENGTH} characters: compared as text only"
+            return self.grade("wrong", answer, detail=detail)
+        if equal is None:
+            return Check((gold, answer), (gold, answer))
+        return self.grade("correct" if equal else "wrong", answer)
+
+    def check(self, *args: Any) -> Grade:
+        gold, answer = args
+        return self.grade("correct" if sympy_equal(gold, answer) else "wrong", answer)
+
+
+def grade_math(gold: str, response: str) -> Grade:
+    r"""Judge one response in this process, without a time limit.
+
+    `response` may hold `<think>...</think>`; the answer is looked for after it. For many or
+    untrusted responses use `Judge`, whose workers can be killed.
+    """
+    grader = Math()
+    trace = Trace(problem_id="", index=0, text=response)
+    return grader(Problem(messages=(), gold=gold), trace)

@@ -1,0 +1,188 @@
+"""The problems step: the recipe's sources -> problems to sample, and problems held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DataError
+from distill.grade.base import version_of
+from distill.records import Problem, write_jsonl
+from distill.resolve import code_version
+from distill.schema import Problems, SourceSpec
+from distill.sources import GYM, BadRow, load_source, read_source, source_callable
+from distill.tables import fingerprint
+
+__all__ = ["is_heldout", "load_source", "make_problems", "problems_identity"]
+
+log = logging.getLogger(__name__)
+
+
+def make_problems(config: Problems, *, folder: Path, out: Path, seed: int = 0) -> None:
+    """Read all sources and write the problems.
+
+    Writes `problems.jsonl` and `heldout.jsonl` (Problem, in source order), `bad.jsonl`
+    (`{source, row, reason}`) and `summary.json`. The first of equal problems is kept. `limit`
+    counts both files together. `seed`, the run's, changes nothing: a source has its own.
+    Raises DataError if no problem is left.
+    """
+    del seed
+    started = time.monotonic()
+    maker = _Maker(config, folder)
+    problems = maker.all()
+    if not problems:
+        raise maker.nothing()
+    heldout = [p for p in problems if is_heldout(p.id, config.heldout)]
+    asked = [p for p in problems if not is_heldout(p.id, config.heldout)]
+    if not asked:
+        raise DataError(
+            f"all {len(problems)} problems are held out",
+            f"problems.heldout={config.heldout} leaves none to sample: lower it or add problems",
+        )
+    for problem in heldout:
+        maker.tally_of[problem.id].heldout += 1
+    if config.heldout and not heldout:
+        maker.note(f"none of {len(problems)} problems fell into the held-out share")
+    out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(out / "problems.jsonl", asked)
+    write_jsonl(out / "heldout.jsonl", heldout)
+    write_jsonl(out / "bad.jsonl", maker.bad)
+    summary = {
+        "sources": {label: tally.row() for label, tally in maker.tallies.items()},
+        "problems": len(asked),
+        "heldout": len(heldout),
+        "seconds": round(time.monotonic() - started, 3),
+        "notes": maker.notes,
+    }
+    text = json.dumps(summary, ensure_ascii=False, indent=1)
+    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def is_heldout(problem_id: str, share: float) -> bool:
+    """True for the problems kept for evaluation: a fixed `share` in [0, 1) by hash of the id.
+
+    A problem's side never changes when other problems are added; a larger share only adds.
+    """
+    digest = hashlib.sha256(f"heldout:{problem_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def problems_identity(config: Problems, folder: Path) -> dict[str, Any]:
+    """What the problems depend on: the section of the recipe, and what pins each source down."""
+    pinned = []
+    for spec in config.sources:
+        if spec.task:
+            pinned.append(version_of("reasoning-gym"))
+        elif spec.call:
+            pinned.append(code_version(source_callable(spec, folder)))
+        else:
+            pinned.append(
+                fingerprint(
+                    dataset=spec.dataset,
+                    subset=spec.subset,
+                    split=spec.split,
+                    revision=spec.revision,
+                    file=spec.file,
+                    folder=folder,
+                )
+            )
+    return {**config.identity(), "data": pinned}
+
+
+@dataclass(slots=True)
+class _Tally:
+    licence: str
+    rows: int = 0
+    problems: int = 0
+    duplicates: int = 0
+    without_gold: int = 0
+    bad: int = 0
+    heldout: int = 0
+
+    def row(self) -> dict[str, Any]:
+        names = ("rows", "problems", "duplicates", "without_gold", "bad", "heldout", "licence")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class _Maker:
+    """Gathers problems over all sources, without duplicates, and counts."""
+
+    config: Problems
+    folder: Path
+    tallies: dict[str, _Tally] = field(default_factory=dict)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    found: dict[str, Problem] = field(default_factory=dict)
+    tally_of: dict[str, _Tally] = field(default_factory=dict)
+
+    def all(self) -> list[Problem]:
+        conflicts = 0
+        limit = self.config.limit
+        for spec in self.config.sources:
+            tally = self.tallies.setdefault(spec.label, _Tally(spec.licence))
+            if limit and len(self.found) >= limit:
+                self.note(f"{spec.label}: not read, problems.limit={limit} was reached before")
+                continue
+            for item in read_source(spec, self.config, self.folder):
+                tally.rows += 1
+                if isinstance(item, BadRow):
+                    self._reject(spec, tally, item)
+                elif not self._gradable(item):
+                    tally.without_gold += 1
+                    self._record(spec, BadRow(tally.rows - 1, "no reference answer"))
+                    continue
+                elif item.id in self.found:
+                    tally.duplicates += 1
+                    conflicts += self.found[item.id].gold != item.gold
+                else:
+                    tally.problems += 1
+                    self.found[item.id], self.tally_of[item.id] = item, tally
+                    if limit and len(self.found) >= limit:
+                        break
+            self._report(spec, tally)
+        if conflicts:
+            self.note(f"{conflicts} duplicates had another reference answer; the first was kept")
+        return list(self.found.values())
+
+    def nothing(self) -> DataError:
+        """The error for sources that gave no problem."""
+        without = sum(t.without_gold for t in self.tallies.values())
+        if without:
+            return DataError(
+                f"none of the {without} problems has a reference answer",
+                "name its column with `gold:`, or allow problems that cannot be graded with "
+                "problems.require_gold=false",
+            )
+        reason = f"first: {self.bad[0]['reason']}" if self.bad else "the sources are empty"
+        labels = ", ".join(self.tallies)
+        return DataError(f"no problem could be read from {labels}", reason)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        log.warning(text)
+
+    def _gradable(self, problem: Problem) -> bool:
+        has_gold = problem.gold is not None or bool(problem.metadata.get(GYM))
+        return has_gold or not self.config.require_gold
+
+    def _reject(self, spec: SourceSpec, tally: _Tally, item: BadRow) -> None:
+        tally.bad += 1
+        self._record(spec, item)
+
+    def _record(self, spec: SourceSpec, item: BadRow) -> None:
+        self.bad.append({"source": spec.label, "row": item.row, "reason": item.reason})
+
+    def _report(self, spec: SourceSpec, tally: _Tally) -> None:
+        for count, what in (
+            (tally.bad, "rows could not be used"),
+            (tally.without_gold, "problems without a reference answer were left out"),
+            (tally.duplicates, "duplicates were dropped"),
+        ):
+            if count:
+                self.note(f"{spec.label}: {count} of {tally.rows} {what}")

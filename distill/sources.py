@@ -1,0 +1,262 @@
+"""The sources of problems: reasoning-gym tasks, tables, and a user's function."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DataError, DistillError, UsageError
+from distill.grade.extract import last_boxed
+from distill.records import BadLines, Message, Problem
+from distill.resolve import resolve
+from distill.schema import Problems, SourceSpec
+from distill.tables import column, missing_column, read_rows
+
+GYM = "reasoning_gym"
+"""Where a problem's metadata holds what its task's scorer needs (`distill.grade.gym`)."""
+
+PATIENCE = 100
+"""Rows without the column that the recipe names after which it is taken to be the wrong name."""
+
+
+@dataclass(slots=True)
+class BadRow:
+    """A row that gives no problem, and why."""
+
+    row: int | str
+    reason: str
+
+
+def load_source(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Problem]:
+    """The usable problems of one source, in its own order.
+
+    Rows that give no problem are left out; `make_problems` writes them out.
+    """
+    return (item for item in read_source(spec, problems, folder) if isinstance(item, Problem))
+
+
+def read_source(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Problem | BadRow]:
+    """The problems and the bad rows of one source, in its own order."""
+    if spec.task:
+        return _gym(spec, problems)
+    if spec.call:
+        return _called(spec, problems, folder)
+    return _table(spec, problems, folder)
+
+
+def ask(question: str | Sequence[Message], problems: Problems) -> tuple[Message, ...]:
+    """The messages of a question: system prompt first, instruction after a blank line.
+
+    Of a conversation, what follows its last user message is left out; a system message of its own
+    stays instead of the recipe's. Raises ValueError for a question without text.
+    """
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    plain = [_message(m) for m in messages]
+    while plain and plain[-1]["role"] != "user":
+        plain.pop()
+    if not plain or not plain[-1]["content"].strip():
+        raise ValueError("the question is empty")
+    if problems.instruction:
+        last = plain[-1]["content"].rstrip()
+        plain[-1] = {"role": "user", "content": f"{last}\n\n{problems.instruction}"}
+    if problems.system and plain[0]["role"] != "system":
+        plain.insert(0, {"role": "system", "content": problems.system})
+    return tuple(plain)
+
+
+def _message(message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message is a {type(message).__name__}, expected an object")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(f"a message needs role and content, found {sorted(message)}")
+    return {"role": role, "content": content}
+
+
+def gold_text(value: Any) -> str | None:
+    r"""The reference answer of a column's value, or None.
+
+    Of a worked solution only its end counts: after GSM8K's `####`, or the last `\boxed{}`.
+    """
+    if isinstance(value, list | tuple):
+        parts = [gold_text(v) for v in value]
+        return ", ".join(p for p in parts if p is not None) or None
+    if value is None or isinstance(value, Mapping):
+        return None
+    text = str(value).strip()
+    if "####" in text:
+        text = text.rpartition("####")[2].strip()
+    elif "\\boxed" in text:
+        text = last_boxed(text) or text
+    return text or None
+
+
+def _problem(
+    spec: SourceSpec,
+    problems: Problems,
+    question: Any,
+    gold: Any,
+    metadata: Mapping[str, Any],
+) -> Problem:
+    if not isinstance(question, str | list | tuple):
+        raise ValueError(f"the question is a {type(question).__name__}, expected text or messages")
+    messages = ask(question, problems)
+    if isinstance(question, str):
+        statement = question.strip()
+    else:
+        statement = str([m for m in question if m["role"] == "user"][-1]["content"]).strip()
+    return Problem(
+        messages=messages,
+        gold=gold_text(gold),
+        source=spec.label,
+        statement=statement,
+        metadata=metadata,
+    )
+
+
+def _difficulty(spec: SourceSpec, row: Mapping[str, Any]) -> dict[str, Any]:
+    if not spec.difficulty:
+        return {}
+    if not spec.difficulty.startswith("="):
+        return {"difficulty": spec.difficulty}
+    try:
+        value = column(row, spec.difficulty[1:])
+    except KeyError:
+        return {}
+    return {} if value is None else {"difficulty": str(value)}
+
+
+def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Problem | BadRow]:
+    unread = BadLines()
+    rows = read_rows(
+        dataset=spec.dataset,
+        subset=spec.subset,
+        split=spec.split,
+        revision=spec.revision,
+        file=spec.file,
+        folder=folder,
+        bad=unread,
+    )
+    lacking: dict[str, int] = {}
+    count, columns = 0, {}
+    for number, row in enumerate(islice(rows, spec.size)):
+        count, columns = count + 1, dict.fromkeys(row)
+        try:
+            question = column(row, spec.question)
+            gold = column(row, spec.gold) if spec.gold else None
+            yield _problem(spec, problems, question, gold, _difficulty(spec, row))
+        except KeyError as error:
+            name = str(error.args[0])
+            lacking[name] = lacking.get(name, 0) + 1
+            if lacking[name] == count == PATIENCE:
+                break
+            yield BadRow(number, f"no column '{name}'")
+        except (ValueError, TypeError) as error:
+            yield BadRow(number, str(error))
+    for name, missed in lacking.items():
+        if missed == count:
+            key = "question" if name == spec.question else "gold"
+            raise missing_column(name, columns, f"source '{spec.label}'", key)
+    for sample in unread.samples:
+        where, _, why = sample.partition(": ")
+        yield BadRow(where, why)
+    for _ in range(unread.count - len(unread.samples)):
+        yield BadRow("?", "a further line that could not be read")
+
+
+def _gym(spec: SourceSpec, problems: Problems) -> Iterator[Problem | BadRow]:
+    import reasoning_gym
+
+    from distill.grade.gym import pack
+
+    task = str(spec.task)
+    try:
+        made = reasoning_gym.create_dataset(task, size=spec.size, seed=spec.seed, **spec.config)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise _gym_error(task, spec.config, error) from None
+    for number in range(spec.size or 0):
+        try:
+            entry = made[number]
+            held = {"task": task, "config": spec.config, "entry": pack(entry)}
+            metadata = {**_difficulty(spec, entry.get("metadata", {})), GYM: held}
+            yield _problem(spec, problems, entry["question"], entry["answer"], metadata)
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            yield BadRow(number, f"{type(error).__name__}: {error}")
+
+
+def _gym_error(task: str, config: Mapping[str, Any], error: Exception) -> DistillError:
+    from reasoning_gym.factory import DATASETS
+
+    if task not in DATASETS:
+        close = difflib.get_close_matches(task, list(DATASETS), n=1, cutoff=0.5)
+        nearest = f"; did you mean '{close[0]}'?" if close else ""
+        return UsageError(
+            f"reasoning-gym has no task '{task}'{nearest}", f"it has: {', '.join(sorted(DATASETS))}"
+        )
+    fields = ", ".join(DATASETS[task][1].__dataclass_fields__)
+    return UsageError(
+        f"reasoning-gym task '{task}' refuses its config {dict(config)}: {error}",
+        f"its settings are: {fields}",
+    )
+
+
+def source_callable(spec: SourceSpec, folder: Path) -> Any:
+    """The user's function that a source names. Raises UsageError."""
+    found = resolve(str(spec.call), {}, what="problem source", folder=folder)
+    if not callable(found):
+        raise UsageError(
+            f"problem source '{spec.call}' is a {type(found).__name__}, not callable",
+            "it is a function that returns problems",
+        )
+    return found
+
+
+def _called(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Problem | BadRow]:
+    function = source_callable(spec, folder)
+    arguments = dict(spec.config)
+    if "seed" in inspect.signature(function).parameters:
+        arguments.setdefault("seed", spec.seed)
+    try:
+        items: Iterable[Any] = function(**arguments)
+        for number, item in enumerate(islice(items, spec.size)):
+            yield _from_item(spec, problems, item, number)
+    except DistillError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"problem source '{spec.call}' failed: {type(error).__name__}: {error}",
+            f"at {last.filename}:{last.lineno}",
+        ) from error
+
+
+def _from_item(spec: SourceSpec, problems: Problems, item: Any, number: int) -> Problem | BadRow:
+    if isinstance(item, Problem):
+        # Asked as it stands: whoever builds whole problems has decided on the prompt.
+        if item.source:
+            return item
+        return Problem(
+            messages=item.messages,
+            gold=item.gold,
+            source=spec.label,
+            statement=item.statement,
+            metadata=item.metadata,
+            id=item.id,
+        )
+    if not isinstance(item, Mapping):
+        return BadRow(number, f"a {type(item).__name__}, expected a Problem or an object")
+    question = item.get("question", item.get(spec.question))
+    if question is None:
+        return BadRow(number, f"no 'question', only {', '.join(map(str, item)) or 'nothing'}")
+    metadata = {**dict(item.get("metadata") or {}), **_difficulty(spec, item)}
+    try:
+        gold = item.get("gold", item.get(spec.gold or ""))
+        return _problem(spec, problems, question, gold, metadata)
+    except (ValueError, TypeError) as error:
+        return BadRow(number, str(error))
