@@ -1,0 +1,85 @@
+"""The student as others get it: a plain, complete model folder with a card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.students.loading import Prepared, load_model, set_generation
+
+
+def save(model: Any, prepared: Prepared, folder: Path, dtype: Any, card: str) -> None:
+    """Write weights (safetensors, cast to `dtype`), config, generation config, tokenizer with
+    its chat template, and the card; under a temporary name first."""
+    model = model.to(dtype)
+    model.config.dtype = dtype
+    model.config.use_cache = True  # the Trainer switches it off
+    set_generation(model, prepared.tokenizer)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    prepared.tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def merge(adapter: Path, prepared: Prepared, student: Mapping[str, Any], dtype: Any) -> Any:
+    """The base with a LoRA adapter added into its weights, computed on the CPU in fp32.
+
+    Adding in the 4 bits of QLoRA or in bf16 would round the adapter away.
+    """
+    import torch
+    from peft import PeftModel
+
+    base = load_model(prepared, student, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    return merged.to(dtype)
+
+
+def card(
+    prepared: Prepared, config: Mapping[str, Any], counts: Mapping[str, Any], recipe: str
+) -> str:
+    """README.md of the student: what it is, how it was made, how it is to be prompted."""
+    student, train = config["student"], config["train"]
+    entry = prepared.entry
+    more = {k: v for k, v in (config.get("card") or {}).items() if k not in ("name", "recipe")}
+    kept, long = counts["examples"], counts["left_out_too_long"]
+    lines = [
+        "---",
+        f"base_model: {entry.base}",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [distill, reasoning, sft]",
+        "---",
+        "",
+        f"# {recipe or 'student'}",
+        "",
+        f"A reasoning model distilled into `{entry.base}` with distill"
+        + (f" by the recipe `{recipe}`." if recipe else "."),
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | {entry.base}{_of(entry.licence)} |",
+        f"| method | {student.get('method', 'full')} fine-tuning |",
+        f"| examples | {kept:,} ({long:,} too long: left out) |",
+        f"| tokens per epoch | {counts['tokens']:,} ({counts['trained_tokens']:,} trained) |",
+        f"| training | {counts['updates']:,} updates of {train.get('batch_size')} examples, "
+        f"{train.get('epochs')} epochs, peak learning rate {train.get('learning_rate')} |",
+        f"| positions | {prepared.positions:,} |",
+        f"| chat template | {prepared.template} (in the tokenizer) |",
+        *(f"| {key} | {value} |" for key, value in more.items()),
+        "",
+        "Sample at temperature 0.6 and top-p 0.95 (in `generation_config.json`), without a system",
+        "prompt. The answer is `<think>...</think>` and what follows it"
+        + ("; the prompt already opens `<think>`." if prepared.spec.prefill else "."),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _of(licence: str) -> str:
+    return f" ({licence})" if licence else ""

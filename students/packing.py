@@ -1,0 +1,135 @@
+"""Which examples share an optimizer update and which rows of tokens they are laid out in.
+
+An update covers exactly `batch_size` examples, whatever the layout. Its examples are laid out
+in micro-batches of at most `micro_batch_tokens` tokens. Two layouts:
+
+- `rectangle`: rows of equal width, the rest of a row is padding. With packing, several
+  examples share a row (best fit decreasing) and `position_ids` start again at each.
+- `flat`: one row per micro-batch, for kernels with variable lengths (flash attention).
+
+Attention never crosses from one example to another: kernels read the boundaries from
+`position_ids` (transformers builds the block-diagonal mask from them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Layout = Literal["padded", "rectangle", "flat"]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows of example numbers; every row is padded to `width` tokens. `empty` is not trained."""
+
+    rows: tuple[tuple[int, ...], ...]
+    width: int
+    empty: bool = False
+
+    @property
+    def packed(self) -> bool:
+        return any(len(row) > 1 for row in self.rows)
+
+
+def updates(count: int, batch_size: int, epochs: float, seed: int) -> list[list[int]]:
+    """The examples of every update of a training, in order.
+
+    Each epoch is a permutation that depends on (seed, epoch) only. Its last update may be
+    smaller; a fraction of an epoch ends after that share of its updates.
+    """
+    per_epoch = math.ceil(count / batch_size)
+    total = max(1, round(epochs * per_epoch))
+    plan: list[list[int]] = []
+    epoch = 0
+    while len(plan) < total:
+        order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+        plan += [order[i : i + batch_size] for i in range(0, count, batch_size)]
+        epoch += 1
+    return plan[:total]
+
+
+def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Best fit decreasing: indices into `lengths` in bins of at most `width` tokens.
+
+    A longer example gets a bin of its own.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        fitting = [(left, b) for b, left in enumerate(room) if left >= length]
+        if fitting:
+            _, chosen = min(fitting)
+            bins[chosen].append(index)
+            room[chosen] -= length
+        else:
+            bins.append([index])
+            room.append(width - length)
+    return bins
+
+
+def lay_out(
+    examples: Sequence[int], lengths: Sequence[int], budget: int, layout: Layout
+) -> list[MicroBatch]:
+    """The micro-batches of one update.
+
+    `lengths` are those of the whole data set, `budget` the tokens (padding included) of one
+    micro-batch; an example longer than that gets a micro-batch of its own.
+    """
+    if layout == "flat":
+        bins = best_fit([lengths[i] for i in examples], budget)
+        rows = [tuple(examples[i] for i in b) for b in bins]
+        return [MicroBatch((row,), sum(lengths[i] for i in row)) for row in rows]
+    order = sorted(examples, key=lambda i: (-lengths[i], i))
+    if layout == "padded":
+        rows = [(i,) for i in order]
+    else:
+        bins = best_fit([lengths[i] for i in order], lengths[order[0]])
+        rows = [tuple(order[i] for i in b) for b in bins]
+        rows.sort(key=lambda row: -sum(lengths[i] for i in row))
+    found: list[MicroBatch] = []
+    while rows:
+        width = sum(lengths[i] for i in rows[0])
+        take = max(1, budget // width)
+        # Equal shares instead of full ones and a small rest: fewer, evenly filled passes.
+        take = math.ceil(len(rows) / math.ceil(len(rows) / take))
+        found.append(MicroBatch(tuple(rows[:take]), width))
+        rows = rows[take:]
+    return found
+
+
+def share(
+    micro_batches: list[MicroBatch], lengths: Sequence[int], world: int
+) -> list[list[MicroBatch]]:
+    """The micro-batches of each of `world` processes: equally many for everyone.
+
+    Processes must make equally many passes (FSDP gathers weights in each), so the largest are
+    split, and where nothing is left to split the shortest example is passed without training.
+    """
+    parts = list(micro_batches)
+    while len(parts) % world or len(parts) < world:
+        parts.sort(key=lambda m: (-sum(len(r) for r in m.rows), -m.width))
+        if not _split_first(parts, lengths):
+            shortest = min((i for m in parts for r in m.rows for i in r), key=lambda i: lengths[i])
+            parts.append(MicroBatch(((shortest,),), lengths[shortest], empty=True))
+    parts.sort(key=lambda m: -m.width * len(m.rows))
+    return [parts[rank::world] for rank in range(world)]
+
+
+def _split_first(parts: list[MicroBatch], lengths: Sequence[int]) -> bool:
+    first = parts[0]
+    if len(first.rows) > 1:
+        half = len(first.rows) // 2
+        pieces = [first.rows[:half], first.rows[half:]]
+    elif len(first.rows[0]) > 1:
+        half = len(first.rows[0]) // 2
+        pieces = [(first.rows[0][:half],), (first.rows[0][half:],)]
+    else:
+        return False
+    parts[:1] = [MicroBatch(rows, max(sum(lengths[i] for i in r) for r in rows)) for rows in pieces]
+    return True

@@ -1,0 +1,151 @@
+"""Before the first step: is what will be trained what should be trained?
+
+Every check here was somebody's lost week: EOS masked as padding, thinking cut by a template,
+prompt tokens in the loss, two BOS, ids beyond the embedding.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.students.render import IGNORED, RenderSpec
+
+from distill.errors import PreflightError
+from distill.protocols import Rendered
+from distill.thinking import split
+
+CHECKED = 32
+
+
+def check(
+    rendered: Rendered,
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: Any,
+    spec: RenderSpec,
+    vocab: int,
+    texts: bool = True,
+) -> list[str]:
+    """What is wrong with one rendered example; empty if nothing is.
+
+    `vocab` is the number of rows of the model's embedding. Without `texts` only the ids are
+    looked at, which is cheap enough for every example of a large data set.
+    """
+    ids, labels = rendered.input_ids, rendered.labels
+    trained = [label for label in labels if label != IGNORED]
+    wrong: list[str] = []
+    if len(ids) != len(labels):
+        return [f"{len(ids)} ids and {len(labels)} labels"]
+    if not trained:
+        return ["nothing is trained: all labels are -100"]
+    start = labels.index(trained[0])
+    eos, pad, bos = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
+    if trained[-1] != eos or trained.count(eos) != 1:
+        found = trained.count(eos)
+        wrong.append(f"EOS '{tokenizer.eos_token}' must be trained once, at the end; found {found}")
+    if pad == eos or pad in trained:
+        wrong.append(f"PAD '{tokenizer.pad_token}' is among the labels or equal to EOS")
+    if labels[start:] != ids[start:] or any(label != IGNORED for label in labels[:start]):
+        wrong.append("the prompt is in the loss, or the answer is not wholly in it")
+    if bos is not None and bos != eos and ids.count(bos) > 1:
+        wrong.append(f"BOS '{tokenizer.bos_token}' stands {ids.count(bos)} times")
+    if max(ids) >= vocab or min(ids) < 0:
+        wrong.append(f"token id {max(ids)} is beyond the embedding's {vocab} rows")
+    return wrong + (_texts(ids, start, messages, tokenizer, spec) if texts else [])
+
+
+def _texts(
+    ids: Sequence[int],
+    start: int,
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: Any,
+    spec: RenderSpec,
+) -> list[str]:
+    """The thinking and the answer must be readable from the trained ids."""
+    wrong: list[str] = []
+    said = tokenizer.decode(ids[start:-1], skip_special_tokens=False)
+    prompt = tokenizer.decode(ids[:start], skip_special_tokens=False)
+    wanted = split(messages[-1]["content"], spec.tags)
+    for part, text in (("thinking", wanted.reasoning), ("answer", wanted.answer)):
+        if text and _folded(text) not in _folded(said):
+            wrong.append(f"the {part} cannot be read back from the trained tokens: {text[:60]!r}")
+    if wanted.reasoning is not None:
+        before = sum(m["content"].count(spec.tags.open) for m in messages)
+        opened = (prompt + said).count(spec.tags.open) - before + 1
+        if opened != 1:
+            wrong.append(f"'{spec.tags.open}' is opened {opened} times in prompt and answer")
+    question = _folded(messages[-2]["content"])
+    if question and question not in _folded(prompt):
+        wrong.append(f"the question is not in the prompt: {question[:60]!r}")
+    return wrong
+
+
+def _folded(text: str) -> str:
+    # Tokenizers may normalise white space; the words must survive.
+    return "".join(text.split())
+
+
+def inspect(
+    examples: Sequence[tuple[Rendered, Sequence[Mapping[str, str]]]],
+    tokenizer: Any,
+    spec: RenderSpec,
+    vocab: int,
+) -> dict[str, Any]:
+    """Check a sample of the data set and return the report for preflight.json.
+
+    One odd example is the data's fault and is left out by the caller; if more than half fail,
+    base, template and data do not fit each other: raises PreflightError.
+    """
+    failures: list[dict[str, Any]] = []
+    for number, (rendered, messages) in enumerate(examples):
+        wrong = check(rendered, messages, tokenizer, spec, vocab)
+        if wrong:
+            failures.append({"example": number, "wrong": wrong})
+    if len(failures) * 2 > len(examples):
+        first = failures[0]
+        raise PreflightError(
+            f"{len(failures)} of {len(examples)} examples would be trained wrongly; "
+            f"example {first['example']}: {'; '.join(first['wrong'])}",
+            "student.template and student.base do not fit each other, or the data has stray tags",
+        )
+    return {
+        "checked": len(examples),
+        "failed": len(failures),
+        "failures": failures[:5],
+        "eos": tokenizer.eos_token,
+        "pad": tokenizer.pad_token,
+        "bos": tokenizer.bos_token,
+        "prefill": spec.prefill,
+        "template": spec.template,
+        "example": [
+            {"trained": trained, "text": text} for trained, text in spans(examples[0][0], tokenizer)
+        ],
+    }
+
+
+def spans(rendered: Rendered, tokenizer: Any) -> list[tuple[bool, str]]:
+    """The example's text in runs of (trained, text)."""
+    runs: list[tuple[bool, list[int]]] = []
+    for token, label in zip(rendered.input_ids, rendered.labels, strict=True):
+        trained = label != IGNORED
+        if not runs or runs[-1][0] != trained:
+            runs.append((trained, []))
+        runs[-1][1].append(token)
+    return [(trained, tokenizer.decode(ids)) for trained, ids in runs]
+
+
+def show(rendered: Rendered, tokenizer: Any, limit: int = 1200) -> None:
+    """One example with its mask on stderr: prompt dim, trained text green (or in brackets)."""
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    parts = []
+    for trained, text in spans(rendered, tokenizer):
+        if len(text) > limit:
+            text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+        if coloured:
+            parts.append(f"\x1b[{'32' if trained else '2'}m{text}\x1b[0m")
+        else:
+            parts.append(f"[[{text}]]" if trained else text)
+    how = "green" if coloured else "in [[brackets]]"
+    print(f"one example as trained ({how}):\n{''.join(parts)}\n", file=sys.stderr, flush=True)

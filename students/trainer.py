@@ -1,0 +1,212 @@
+"""trl's SFTTrainer, fed with whole optimizer updates instead of batches of fixed size.
+
+One item of the data loader is one update: a list of micro-batches that together hold exactly
+`batch_size` examples. The loss is the mean over all trained tokens of the update, whatever the
+number of micro-batches and processes. Everything else (optimizer, schedule, checkpoints, DDP,
+FSDP) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from distill.students.packing import Layout, MicroBatch, lay_out, share
+from distill.students.render import IGNORED
+from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import Dataset as TorchDataset
+from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from distill.errors import DistillError
+
+PLAIN_LOGITS_BYTES = 256 << 20
+
+
+class Updates(TorchDataset):
+    """All updates of a training in order; item i holds this process's micro-batches of update i.
+
+    `plan` are the example numbers of each update, `data` has `input_ids` and `start`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        plan: list[list[int]],
+        *,
+        budget: int,
+        layout: Layout,
+        pad: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.data, self.plan = data, plan
+        self.budget, self.layout, self.pad = budget, layout, pad
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        wanted = self.plan[number]
+        rows = self.data[wanted]
+        ids = {i: torch.as_tensor(x) for i, x in zip(wanted, rows["input_ids"], strict=True)}
+        starts = {i: int(s) for i, s in zip(wanted, rows["start"], strict=True)}
+        lengths = {i: len(x) for i, x in ids.items()}
+        parts = lay_out(wanted, lengths, self.budget, self.layout)
+        mine = share(parts, lengths, self.world)[self.rank]
+        return {
+            "micro_batches": [self._collate(m, ids, starts) for m in mine],
+            # The first token of an example has no prediction; it always belongs to the prompt.
+            "trained": sum(lengths[i] - starts[i] for i in wanted),
+            "tokens": sum(lengths.values()),
+        }
+
+    def _collate(
+        self, micro: MicroBatch, ids: dict[int, torch.Tensor], starts: dict[int, int]
+    ) -> dict[str, Any]:
+        shape = (len(micro.rows), micro.width)
+        input_ids = torch.full(shape, self.pad, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        positions = torch.zeros(shape, dtype=torch.long)
+        bounds = [0]
+        for r, row in enumerate(micro.rows):
+            at = 0
+            for i in row:
+                end = at + len(ids[i])
+                input_ids[r, at:end] = ids[i]
+                positions[r, at:end] = torch.arange(end - at)
+                if not micro.empty:
+                    labels[r, at + starts[i] : end] = ids[i][starts[i] :]
+                at = end
+                bounds.append(at)
+            positions[r, at:] = torch.arange(micro.width - at)
+        batch: dict[str, Any] = {"input_ids": input_ids, "labels": labels}
+        # Without several examples in a row, plain causal attention is right (padding comes
+        # last and nobody looks at it) and much faster than attention with a mask.
+        if micro.packed:
+            batch["position_ids"] = positions
+        if micro.packed and self.layout == "flat":
+            cu = torch.tensor(bounds, dtype=torch.int32)
+            longest = int(cu.diff().max())
+            batch |= {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu}
+            batch |= {"max_length_q": longest, "max_length_k": longest}
+        return batch
+
+
+class UpdateTrainer(SFTTrainer):
+    """SFTTrainer over `Updates`. `on_update(tokens)` is called after every update's passes."""
+
+    # compute_loss divides by the update's tokens itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        updates: Updates,
+        bad_batch: Path,
+        on_update: Callable[..., None],
+        **kw: Any,
+    ) -> None:
+        self.updates, self.bad_batch, self.on_update = updates, bad_batch, on_update
+        model = args[0] if args else kw["model"]
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        forward = vars(base).get("forward")
+        super().__init__(*args, **kw)
+        # Again without trl's entropy and accuracy, which cost time at every step.
+        vars(base).pop("forward", None)
+        if forward is not None:
+            base.forward = forward
+        add_fused_lm_head(base, outputs=("log_probs",))
+        self._plain_head = type(base.get_output_embeddings()) is not torch.nn.Linear
+
+    def _send_telemetry(self) -> None:
+        """No telemetry: distill reports nothing to anybody."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One update per item, in order; resuming skips items without computing them."""
+        return DataLoader(
+            self.updates,
+            batch_size=1,
+            sampler=SequentialSampler(self.updates),
+            collate_fn=_only,
+            num_workers=0,
+        )
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward over all micro-batches of one update; returns the update's loss."""
+        parts = inputs["micro_batches"]
+        total = torch.zeros((), device=self.args.device)
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            quiet = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with quiet:
+                total += super().training_step(model, part, num_items_in_batch=inputs["trained"])
+        if not torch.isfinite(total):
+            self._stop_on_nan(float(total), inputs)
+        self.on_update(inputs["tokens"])
+        return total
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Sum of the trained tokens' negative log-likelihoods over the update's trained tokens.
+
+        Small logits are computed plainly, large ones in trl's chunks: 32k tokens times a
+        vocabulary of 152k are 20 GB in fp32.
+        """
+        labels = inputs.pop("labels")
+        vocab = self.model.config.get_text_config().vocab_size
+        if self._plain_head or labels.numel() * vocab * 4 <= PLAIN_LOGITS_BYTES:
+            logits = model(**inputs, use_cache=False).logits
+            total = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(),
+                labels[:, 1:].flatten(),
+                ignore_index=IGNORED,
+                reduction="sum",
+            )
+        else:
+            outputs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+            total = -outputs.log_probs.sum()
+        # DDP and FSDP average gradients over processes; the sum is wanted.
+        return total / num_items_in_batch * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log, without trl's metrics."""
+        self._metrics["train"].clear()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 times weights times tokens."""
+        return 6 * self.model.num_parameters() * int(inputs["tokens"])
+
+    def create_model_card(self, *args: Any, **kw: Any) -> None:
+        """Checkpoints are ours alone; the student's card is written by export."""
+
+    def _stop_on_nan(self, loss: float, inputs: dict[str, Any]) -> None:
+        rows = [
+            {"input_ids": m["input_ids"].tolist(), "labels": m["labels"].tolist()}
+            for m in inputs["micro_batches"]
+            if "labels" in m
+        ]
+        examples = self.updates.plan[self.state.global_step]
+        saved = {"update": self.state.global_step, "loss": str(loss), "examples": examples}
+        self.bad_batch.write_text(json.dumps({**saved, "micro_batches": rows}))
+        raise DistillError(
+            f"the loss became {loss} at update {self.state.global_step}",
+            f"its batch is in {self.bad_batch}; lower train.learning_rate or max_grad_norm",
+        )
+
+
+def _only(items: list[Any]) -> Any:
+    return items[0]
