@@ -12,7 +12,7 @@ from distill.workers import TRAINERS, engines
 def named_parts(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, str], str]]:
     """(what, known names, name) of each grader, filter, engine and trainer."""
     from distill.filter import KNOWN as FILTERS
-    from distill.grade import KNOWN as GRADERS
+    from distill.grade.parts import KNOWN as GRADERS
 
     for part in recipe.grading.graders:
         yield "grader", GRADERS, part.name

@@ -47,6 +47,7 @@ def build_student(trainer: str, folder: Path) -> Any:
 
 def sample(payload: Mapping[str, Any]) -> None:
     """The sample step with an embedded engine."""
+    _quiet()
     from distill.sample import run_sample
 
     recipe, folder = Recipe.from_dict(payload["recipe"]), Path(payload["folder"])
@@ -63,12 +64,21 @@ def sample(payload: Mapping[str, Any]) -> None:
 
 def train(payload: Mapping[str, Any]) -> str:
     """The train step; returns the student's folder."""
+    _quiet()
     student = build_student(payload["trainer"], Path(payload["folder"]))
     return str(student.train(Path(payload["dataset"]), Path(payload["out"]), payload["config"]))
 
 
 def evaluate(payload: Mapping[str, Any]) -> None:
     """The evaluate step: all models one after another in this process."""
+    _quiet()
     from distill.evaluate import main
 
     main(dict(payload))
+
+
+def _quiet() -> None:
+    # Bars for loading weights would tear our own progress line; downloads keep theirs.
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
