@@ -1,1 +1,1 @@
-"""Evaluation tasks for lm-eval: our definitions of the benchmarks that students are judged by."""
+"""Evaluation tasks: definitions as data (`tasks.yaml`), and the problems made from them."""

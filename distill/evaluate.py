@@ -1,0 +1,350 @@
+"""The evaluate step: base, student and others on the same problems under the same settings.
+
+Runs in a process of its own (`main` takes and returns plain JSON): lm-eval blocks, and a model is
+loaded, asked and freed before the next one. Samples go through the trace pool, so that an
+evaluation that was killed goes on, and one that is repeated is only graded again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill import scores
+from distill.errors import UsageError
+from distill.fewshot import STOP
+from distill.grade.run import Judge
+from distill.lineup import ModelRef, build_engine, model_refs
+from distill.progress import Progress
+from distill.recipe import Recipe
+from distill.records import Problem, Trace, read_records, write_jsonl
+from distill.sample import sample
+from distill.schema import Evaluation, Grading, Sampling
+from distill.step import write_atomically
+from distill.tasks.definitions import define, grading_for, max_tokens_of, samples_of
+
+if TYPE_CHECKING:
+    from distill.harness import Graded, Outcome
+
+__all__ = ["ModelRef", "main", "run_evaluation"]
+
+log = logging.getLogger(__name__)
+
+STOCK_ROLES = ("base", "student")
+"""Who is also asked lm-eval's own tasks, which come with prompts of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One of our tasks, ready to be run for any model."""
+
+    name: str
+    problems: list[Problem]
+    sampling: Sampling
+    grading: Grading
+
+
+@dataclass(slots=True)
+class Tally:
+    """What an evaluation cost, and what was odd about it."""
+
+    samples: int = 0
+    tokens: int = 0
+    tokens_bought: int = 0
+    bought: int = 0
+    reused: int = 0
+    failed: int = 0
+    seconds_by_model: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Something the reader of the report has to know; said once."""
+        if text not in self.notes:
+            log.warning(text)
+            self.notes.append(text)
+
+
+def main(payload: dict[str, Any]) -> dict[str, Any]:
+    """The step from a plain payload; returns its summary.
+
+    Keys: recipe, folder, problems (file), tasks (folder), base, base_name, base_revision, student,
+    template, pool, out.
+    """
+    recipe, folder = Recipe.from_dict(payload["recipe"]), Path(payload["folder"])
+    notes: list[str] = []
+    models = model_refs(recipe, payload, folder, notes)
+    return run_evaluation(
+        models,
+        recipe.evaluate,
+        Path(payload["tasks"]),
+        grading=recipe.grading,
+        seed=recipe.seed,
+        pool_root=Path(payload["pool"]),
+        out=Path(payload["out"]),
+        folder=folder,
+        notes=notes,
+    )
+
+
+def run_evaluation(
+    models: Sequence[ModelRef],
+    evaluation: Evaluation,
+    tasks_dir: Path,
+    *,
+    grading: Grading,
+    seed: int,
+    pool_root: Path,
+    out: Path,
+    folder: Path,
+    notes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Evaluate `models` in this process; write results.json, samples.jsonl, summary.json to `out`.
+
+    `tasks_dir` is the folder of the tasks step, `folder` where the recipe's relative paths
+    start. Returns the summary. Raises DistillError where a model or a task cannot be had.
+    """
+    started = time.monotonic()
+    tally = Tally()
+    for text in notes:
+        tally.note(text)
+    plans = plan_tasks(evaluation, tasks_dir, grading)
+    with Evaluator(evaluation, plans, seed, pool_root, folder, tally) as evaluator:
+        for ref in models:
+            evaluator.run(ref)
+    write_jsonl(out / "samples.jsonl", evaluator.rows)
+    results = evaluator.results(models)
+    write_atomically(out / "results.json", json.dumps(results, ensure_ascii=False, indent=1))
+    summary = _summary(tally, results, time.monotonic() - started)
+    write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
+    return summary
+
+
+def plan_tasks(evaluation: Evaluation, tasks_dir: Path, grading: Grading) -> list[Plan]:
+    """Our tasks of an evaluation with their problems, settings and graders."""
+    plans = []
+    for spec in evaluation.tasks:
+        definition = define(spec)
+        if definition is None:
+            continue
+        path = tasks_dir / f"{spec.name}.jsonl"
+        if not path.is_file():
+            raise UsageError(f"task '{spec.name}' has no problems at {path}", "run the tasks step")
+        sampling = Sampling(
+            n=samples_of(spec, evaluation),
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
+            max_tokens=max_tokens_of(definition, evaluation),
+        )
+        problems = list(read_records(Problem, path))
+        plans.append(Plan(spec.name, problems, sampling, grading_for(definition, grading)))
+    return plans
+
+
+class Evaluator:
+    """Asks one model after another and keeps their graded samples in `rows`."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        plans: Sequence[Plan],
+        seed: int,
+        pool_root: Path,
+        folder: Path,
+        tally: Tally,
+    ) -> None:
+        self.evaluation, self.plans, self.tally = evaluation, plans, tally
+        self.seed, self.pool_root, self.folder = seed, pool_root, folder
+        self.stock = [spec.name for spec in evaluation.tasks if define(spec) is None]
+        self.rows: list[dict[str, Any]] = []
+        self.identities: dict[str, str] = {}
+        self.lm_eval: dict[str, dict[str, dict[str, Any]]] = {}
+        self.judges: dict[str, Judge] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Evaluator:
+        for plan in self.plans:
+            key = plan.grading.model_dump_json()
+            if key not in self.judges:
+                self.judges[key] = self._stack.enter_context(Judge(plan.grading, self.folder))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def run(self, ref: ModelRef) -> None:
+        """Load one model, ask it everything, free it."""
+        begun = time.monotonic()
+        engine = build_engine(ref, self.folder)
+        self.identities[ref.role] = engine.identity
+        try:
+            outcome = self._ask(ref, engine)
+        finally:
+            if hasattr(engine, "close"):
+                engine.close()
+            del engine
+            _free_memory()
+        for text in outcome.notes:
+            self.tally.note(f"{ref.role}: {text}")
+        self._keep(ref.role, outcome)
+        self.tally.seconds_by_model[ref.role] = round(time.monotonic() - begun, 3)
+
+    def _ask(self, ref: ModelRef, engine: Any) -> Outcome:
+        from distill import harness
+
+        def ask(problems: Sequence[Problem], sampling: Sampling) -> Iterable[Trace]:
+            with Progress(f"evaluate {ref.role}", None, "answers") as progress:
+                found = sample(
+                    problems,
+                    engine,
+                    sampling,
+                    seed=self.seed,
+                    pool_root=self.pool_root,
+                    progress=progress,
+                )
+            self._count(ref.role, found.summary, found.failures)
+            return found.traces
+
+        lm = harness.SamplerLM(ask, limit=self.evaluation.max_tokens, name=ref.name)
+        tasks = {
+            plan.name: harness.ProblemTask(
+                plan.name,
+                plan.problems,
+                plan.sampling.model_copy(update={"stop": [STOP] if ref.prefix else []}),
+                self.judges[plan.grading.model_dump_json()].grade_many,
+                ref.messages,
+            )
+            for plan in self.plans
+        }
+        outcome = harness.evaluate_problems(lm, tasks) if tasks else harness.Outcome()
+        if self.stock and ref.role in STOCK_ROLES:
+            outcome.results |= harness.evaluate_stock(
+                lm, self.stock, model=ref.path, revision=ref.revision, seed=self.seed
+            ).results
+        outcome.notes = lm.notes
+        return outcome
+
+    def _count(self, role: str, summary: Mapping[str, Any], failures: Sequence[Any]) -> None:
+        self.tally.bought += summary["bought"]
+        self.tally.reused += summary["reused"]
+        self.tally.tokens_bought += summary["tokens_bought"]
+        self.tally.failed += len(failures)
+        if failures:
+            self.tally.note(
+                f"{role}: {len(failures)} answers could not be had and count as errors: "
+                f"{failures[0].error}"
+            )
+
+    def _keep(self, role: str, outcome: Outcome) -> None:
+        self.lm_eval[role] = outcome.results
+        for task, graded in outcome.graded.items():
+            flags: Counter[str] = Counter()
+            for one in graded:
+                self.rows.append(_row(role, task, one))
+                flags.update(one.trace.flags)
+                self.tally.samples += 1
+                self.tally.tokens += one.trace.completion_tokens
+            if flags["context"]:
+                self.tally.note(
+                    f"{role} on {task}: {flags['context']} answers ended where the model's own "
+                    "context ends, before the token limit; no model is asked beyond its positions"
+                )
+
+    def results(self, models: Sequence[ModelRef]) -> dict[str, Any]:
+        """The content of `results.json`."""
+        tasks = {plan.name: self._task(plan, models) for plan in self.plans}
+        asked = self.evaluation
+        stock = dict.fromkeys(n for found in self.lm_eval.values() for n in found if n not in tasks)
+        return {
+            "settings": {
+                "temperature": asked.temperature,
+                "top_p": asked.top_p,
+                "max_tokens": asked.max_tokens,
+                "samples": asked.samples,
+                "seed": self.seed,
+                "engine": asked.engine,
+                "harness": f"lm-eval {version('lm-eval')}",
+                "models": {
+                    ref.role: {
+                        "name": ref.name,
+                        "asked": ref.asked,
+                        "identity": self.identities[ref.role],
+                    }
+                    for ref in models
+                },
+            },
+            "tasks": tasks,
+            "lm_eval": {
+                name: {role: f[name] for role, f in self.lm_eval.items() if name in f}
+                for name in stock
+            },
+            "headline": scores.headline(tasks),
+            "notes": self.tally.notes,
+        }
+
+    def _task(self, plan: Plan, models: Sequence[ModelRef]) -> dict[str, Any]:
+        rows: dict[str, list[dict[str, Any]]] = {ref.role: [] for ref in models}
+        for row in self.rows:
+            if row["task"] == plan.name:
+                rows[row["role"]].append(row)
+        task = scores.score_task(plan.problems, rows, samples=plan.sampling.n, seed=self.seed)
+        task["max_tokens"] = plan.sampling.max_tokens
+        for role, model in task["models"].items():
+            model["lm_eval"] = self.lm_eval[role].get(plan.name, {})
+        left_out = task["problems"] - task["judged"]
+        if left_out:
+            self.tally.note(
+                f"{plan.name}: {left_out} problems have no reference answer and are left out"
+            )
+        for pair, found in task["differences"].items():
+            if not found["clear"]:
+                words = pair.replace("-", " - ", 1)
+                self.tally.note(f"{plan.name}: the interval of {words} includes zero")
+        return task
+
+
+def _row(role: str, task: str, one: Graded) -> dict[str, Any]:
+    return {
+        "role": role,
+        "task": task,
+        "problem_id": one.problem.id,
+        "index": one.trace.index,
+        "outcome": one.grade.outcome,
+        "score": one.grade.score,
+        "extracted": one.grade.extracted,
+        "finish_reason": one.trace.finish_reason,
+        "completion_tokens": one.trace.completion_tokens,
+        "text": one.trace.text,
+    }
+
+
+def _summary(tally: Tally, results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    return {
+        "seconds": round(seconds, 3),
+        "seconds_by_model": tally.seconds_by_model,
+        "samples": tally.samples,
+        "tokens": tally.tokens,
+        "tokens_bought": tally.tokens_bought,
+        "tokens_per_second": round(tally.tokens_bought / seconds, 1) if seconds else 0.0,
+        "bought": tally.bought,
+        "reused": tally.reused,
+        "failed": tally.failed,
+        "headline": results["headline"].get("text", ""),
+        "notes": tally.notes,
+    }
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

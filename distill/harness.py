@@ -1,0 +1,386 @@
+"""lm-eval as the evaluation's harness: our tasks as its tasks, our sampler as its model.
+
+The only file that imports lm_eval (0.4.13). Its traps, and what is done about them here: of k
+repeats its default filter keeps the first (`GradeFilter` keeps all and grades them in one
+batch); sampled outputs are never cached (`SamplerLM` samples through the trace pool, so an
+evaluation that was killed goes on); stop strings cut thinking (they are applied to the answer
+only); an unfinished chain is scored as if it were an answer (it is an empty one).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from lm_eval import evaluator
+from lm_eval.api.filter import Filter, FilterEnsemble
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.config.task import TaskConfig
+
+from distill.errors import DataError
+from distill.records import Grade, Message, Problem, Trace
+from distill.schema import Sampling
+from distill.thinking import split
+
+log = logging.getLogger(__name__)
+
+PARSED = ("correct", "wrong")
+
+Ask = Callable[[Sequence[Problem], Sampling], Iterable[Trace]]
+"""Samples `n` answers of each problem; a sample that could not be had may be missing."""
+
+Judging = Callable[[Iterable[tuple[Problem, Trace]]], Iterator[Grade]]
+"""One grade per (problem, trace), in order (`distill.grade.run.Judge.grade_many`)."""
+
+
+class Chat(str):
+    """Messages as JSON: what a chat template makes of them here. The engine renders them."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, messages: Sequence[Mapping[str, str]]) -> Chat:
+        return cls(json.dumps([dict(m) for m in messages], ensure_ascii=False))
+
+
+class Answer(str):
+    """A response that remembers the trace it is from."""
+
+    trace: Trace
+
+    @classmethod
+    def of(cls, text: str, trace: Trace) -> Answer:
+        answer = cls(text)
+        answer.trace = trace
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One sample of one problem, and what became of it."""
+
+    problem: Problem
+    trace: Trace
+    grade: Grade
+
+
+class GradeFilter(Filter):
+    """All samples of all problems of a task, graded in one batch: texts in, `Graded` out."""
+
+    def __init__(self, judge: Judging) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def apply(self, resps: Any, docs: Any) -> list[list[Graded]]:
+        pairs = [
+            (doc["problem"], answer.trace)
+            for answers, doc in zip(resps, docs, strict=True)
+            for answer in answers
+        ]
+        graded = iter(
+            [
+                Graded(problem, trace, _without_failures(trace, grade))
+                for (problem, trace), grade in zip(pairs, self.judge(pairs), strict=True)
+            ]
+        )
+        return [[next(graded) for _ in answers] for answers in resps]
+
+
+class ProblemTask(Task):
+    """A task whose documents are our problems, each sampled `sampling.n` times.
+
+    `messages` says what the model is asked, by default the problem's own messages. Metrics per
+    problem: `pass@1` and `parsed`, means over its samples; lm-eval averages them over problems
+    and gives a standard error over problems. `graded` holds every sample afterwards.
+    """
+
+    VERSION = 1
+    OUTPUT_TYPE = "generate_until"
+
+    def __init__(
+        self,
+        name: str,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        judge: Judging,
+        messages: Callable[[Problem], Sequence[Message]] = attrgetter("messages"),
+    ) -> None:
+        if not problems:
+            raise DataError(f"evaluation task '{name}' has no problems")
+        self.docs = [{"problem": problem} for problem in problems]
+        self.messages = messages
+        self.graded: list[Graded] = []
+        self.asked = {
+            "do_sample": sampling.temperature > 0,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_gen_toks": sampling.max_tokens,
+            "until": list(sampling.stop),
+        }
+        # Task.__init__ would take a whole config for the task's name (0.4.13).
+        self._training_docs = self._fewshot_docs = None
+        self._instances: list[Instance] | None = None
+        self._config = TaskConfig(
+            task=name, repeats=sampling.n, num_fewshot=0, generation_kwargs=dict(self.asked)
+        )
+        self._filters = [FilterEnsemble("graded", [partial(GradeFilter, judge)])]
+
+    def has_training_docs(self) -> bool:
+        return False
+
+    def has_validation_docs(self) -> bool:
+        return False
+
+    def has_test_docs(self) -> bool:
+        return True
+
+    def test_docs(self) -> list[dict[str, Problem]]:
+        return self.docs
+
+    def doc_to_text(self, doc: Mapping[str, Problem]) -> str:
+        return doc["problem"].question
+
+    def doc_to_target(self, doc: Mapping[str, Problem]) -> str:
+        return doc["problem"].gold or ""
+
+    def build_all_requests(self, *, chat_template: Any = None, **kwargs: Any) -> None:
+        """One instance per problem; lm-eval repeats it."""
+        self._instances = [
+            self.construct_requests(
+                doc,
+                Chat.of(self.messages(doc["problem"])),
+                metadata=(self.config.task, index, self.config.repeats),
+            )
+            for index, doc in enumerate(self.docs)
+        ]
+
+    def construct_requests(self, doc: Any, ctx: str, **kwargs: Any) -> Instance:
+        return Instance("generate_until", doc, (ctx, dict(self.asked)), 0, **kwargs)
+
+    def process_results(self, doc: Any, results: list[list[Graded]]) -> dict[str, float]:
+        samples = results[0]
+        self.graded += samples
+        outcomes = [sample.grade.outcome for sample in samples]
+        if "ungraded" in outcomes:
+            return {}
+        return {
+            "pass@1": mean([outcome == "correct" for outcome in outcomes]),
+            "parsed": mean([outcome in PARSED for outcome in outcomes]),
+        }
+
+    def aggregation(self) -> dict[str, Any]:
+        return {"pass@1": mean, "parsed": mean}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return {"pass@1": True, "parsed": True}
+
+
+class SamplerLM(LM):
+    """An lm-eval model whose answers are sampled through the trace pool.
+
+    `ask` samples; `limit` is the token limit of lm-eval's own tasks. Repeats of one
+    request are the samples 0, 1, ... of one problem, whose id is the hash of the messages.
+    """
+
+    def __init__(self, ask: Ask, *, limit: int, name: str = "") -> None:
+        super().__init__()
+        self.ask = ask
+        self.limit = limit
+        self.name = name
+        self.notes: list[str] = []
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.name
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        if not add_generation_prompt:
+            self._note("a task's beginning of the answer was left out: it would cut the thinking")
+            chat_history = chat_history[:-1]
+        return Chat.of(chat_history)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """One answer per request, in order."""
+        wanted: Counter[tuple[str, str]] = Counter()
+        places = []
+        for request in requests:
+            context, asked = request.args
+            key = (str(context), json.dumps(self._sampling(request).identity(), sort_keys=True))
+            places.append((key, wanted[key], request, asked))
+            wanted[key] += 1
+        found: dict[tuple[str, str, int], Trace] = {}
+        for (sampling, count), problems in _groups(wanted).items():
+            plan = Sampling(**{**json.loads(sampling), "n": count})
+            for trace in self.ask(list(problems.values()), plan):
+                found[(sampling, trace.problem_id, trace.index)] = trace
+        answers: list[str] = []
+        for (context, sampling), index, request, asked in places:
+            problem = _as_problem(context)
+            trace = found.get((sampling, problem.id, index)) or Trace(
+                problem_id=problem.id, index=index, finish_reason="failed"
+            )
+            ours = isinstance(request.doc, dict) and "problem" in request.doc
+            text = trace.text if ours else _spoken(trace, asked.get("until") or ())
+            answers.append(Answer.of(text, trace))
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise TypeError("sampling gives no log-likelihoods; use lm-eval's own model for that")
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise TypeError("sampling gives no log-likelihoods; use lm-eval's own model for that")
+
+    def _sampling(self, request: Instance) -> Sampling:
+        asked = dict(request.args[1])
+        ours = isinstance(request.doc, dict) and "problem" in request.doc
+        greedy = not asked.get("do_sample", asked.get("temperature", 0) > 0)
+        # The limits of lm-eval's own tasks are for models that do not think.
+        limit = int(asked["max_gen_toks"]) if ours else self.limit
+        stop = asked.get("until") or [] if ours else []
+        return Sampling(
+            n=1,
+            temperature=0.0 if greedy else float(asked.get("temperature", 1.0)),
+            top_p=1.0 if greedy and not ours else float(asked.get("top_p", 1.0)),
+            max_tokens=limit,
+            stop=[stop] if isinstance(stop, str) else list(stop),
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one model did: our tasks' samples, and lm-eval's own numbers for every task."""
+
+    graded: dict[str, list[Graded]] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate_problems(lm: SamplerLM, tasks: Mapping[str, ProblemTask]) -> Outcome:
+    """Run our tasks through lm-eval's evaluator. It blocks; call it in a process of its own."""
+    _quiet()
+    found = evaluator.evaluate(
+        lm, {"tasks": dict(tasks)}, bootstrap_iters=1, log_samples=False, apply_chat_template=True
+    )
+    return Outcome(
+        {name: task.graded for name, task in tasks.items()}, _plain(found["results"]), lm.notes
+    )
+
+
+def evaluate_stock(
+    lm: SamplerLM,
+    names: Sequence[str],
+    *,
+    model: str,
+    revision: str | None,
+    seed: int,
+) -> Outcome:
+    """Run lm-eval's own tasks: generative ones sampled by us, others by its `hf` model.
+
+    Log-likelihood tasks are asked without a chat template, as they are published.
+    """
+    from lm_eval.tasks import TaskManager
+
+    _quiet()
+    try:
+        loaded = TaskManager().load(list(names))["tasks"]
+    except Exception as error:
+        raise DataError(
+            f"lm-eval cannot load {', '.join(names)}: {str(error).splitlines()[0]}",
+            "its data comes from the hub: run it once online, or use a task with a local file",
+        ) from error
+    for task in loaded.values():
+        task.set_fewshot_seed(seed)
+    sampled = {n: t for n, t in loaded.items() if t.OUTPUT_TYPE == "generate_until"}
+    scored = {n: t for n, t in loaded.items() if n not in sampled}
+    outcome = Outcome(notes=lm.notes)
+    if sampled:
+        found = evaluator.evaluate(
+            lm,
+            {"tasks": sampled},
+            bootstrap_iters=1000,
+            log_samples=False,
+            apply_chat_template=True,
+        )
+        outcome.results |= _plain(found["results"])
+    if scored:
+        from lm_eval.models.huggingface import HFLM
+
+        hf = HFLM(pretrained=model, revision=revision or "main", batch_size=8)
+        found = evaluator.evaluate(hf, {"tasks": scored}, bootstrap_iters=1000, log_samples=False)
+        outcome.results |= _plain(found["results"])
+    return outcome
+
+
+def lm_eval_names() -> list[str]:
+    """All tasks, groups and tags that lm-eval knows (it reads 14,000 files: some seconds)."""
+    from lm_eval.tasks import TaskManager
+
+    _quiet()
+    return list(TaskManager().all_tasks)
+
+
+def _groups(
+    wanted: Mapping[tuple[str, str], int],
+) -> dict[tuple[str, int], dict[str, Problem]]:
+    groups: dict[tuple[str, int], dict[str, Problem]] = {}
+    for (context, sampling), count in wanted.items():
+        problem = _as_problem(context)
+        groups.setdefault((sampling, count), {})[problem.id] = problem
+    return groups
+
+
+def _as_problem(context: str) -> Problem:
+    """The messages of a request as a problem; a rendered text is one user message."""
+    try:
+        messages = json.loads(context)
+        if isinstance(messages, list) and all("role" in m for m in messages):
+            return Problem(messages=tuple(messages))
+    except (ValueError, TypeError):
+        pass
+    return Problem(messages=({"role": "user", "content": context},))
+
+
+def _spoken(trace: Trace, stop: Sequence[str] | str) -> str:
+    """The answer after the thinking, up to the first stop string; empty for unfinished thinking."""
+    answer = split(trace.text).answer
+    for word in [stop] if isinstance(stop, str) else stop:
+        answer = answer.partition(word)[0] if word else answer
+    return answer
+
+
+def _without_failures(trace: Trace, grade: Grade) -> Grade:
+    """A sample that could not be had is an error of the evaluation, not an unparsed answer."""
+    if trace.finish_reason != "failed" or grade.outcome == "ungraded":
+        return grade
+    return Grade(outcome="error", grader=grade.grader, detail="the model gave no answer")
+
+
+def _plain(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """lm-eval's numbers without its labels; a standard error it could not compute is None."""
+    return {
+        name: {
+            key: None if value == "N/A" else value
+            for key, value in metrics.items()
+            if isinstance(value, int | float) or value == "N/A"
+        }
+        for name, metrics in results.items()
+    }
+
+
+def _quiet() -> None:
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)

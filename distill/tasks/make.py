@@ -1,0 +1,239 @@
+"""The tasks step: one `<task>.jsonl` of problems for each evaluation of a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DataError, RecipeError
+from distill.records import BadLines, Problem, read_records, write_jsonl
+from distill.schema import Evaluation, TaskSpec
+from distill.step import write_atomically
+from distill.tables import fingerprint, read_rows
+from distill.tasks.definitions import (
+    HELDOUT,
+    Definition,
+    check_names,
+    define,
+    known_tasks,
+    nearest_names,
+    samples_of,
+)
+
+log = logging.getLogger(__name__)
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def tasks_identity(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
+    """What decides the problems of all tasks: definitions, and hashes or commits of their data.
+
+    How often and with what limits they are sampled is not part of it.
+    """
+    check_names(evaluation)
+    identity: dict[str, Any] = {}
+    for spec in evaluation.tasks:
+        definition = define(spec)
+        if definition is None:
+            identity[spec.name] = {"lm-eval": version("lm-eval")}
+            continue
+        entry: dict[str, Any] = {"definition": definition.identity(), "limit": spec.limit}
+        if spec.file or definition.dataset:
+            entry["data"] = fingerprint(**_where(spec, definition, folder))
+        identity[spec.name] = entry
+    return identity
+
+
+def make_tasks(
+    evaluation: Evaluation,
+    heldout: Path,
+    *,
+    folder: Path,
+    instruction: str,
+    out: Path,
+) -> None:
+    """Write `out/<task>.jsonl` (Problem) for every task of ours, and `out/summary.json`.
+
+    `heldout` is the file of the recipe's own held-out problems, `folder` where its relative paths
+    start. Tasks of lm-eval keep their own data: they are only checked to exist, and filters do
+    not see them. Raises RecipeError for an unknown task, DataError for missing data.
+    """
+    started = time.monotonic()
+    check_names(evaluation)
+    foreign = [spec.name for spec in evaluation.tasks if define(spec) is None]
+    if foreign:
+        _check_foreign(foreign)
+    counts: dict[str, int] = {}
+    notes: list[str] = []
+    for spec in evaluation.tasks:
+        definition = define(spec)
+        if definition is None:
+            continue
+        problems = _problems(spec, definition, heldout, folder, instruction, notes)
+        counts[spec.name] = write_jsonl(out / f"{spec.name}.jsonl", problems)
+        if samples_of(spec, evaluation) < definition.samples and definition.samples > 8:
+            notes.append(
+                f"{spec.name}: {samples_of(spec, evaluation)} samples per problem; with so few "
+                f"problems {definition.samples} are usual"
+            )
+    if foreign:
+        notes.append(
+            f"{', '.join(foreign)}: lm-eval's own data, which decontamination has not seen"
+        )
+    for note in notes:
+        log.warning(note)
+    summary = {
+        "seconds": round(time.monotonic() - started, 3),
+        "problems_by_task": counts,
+        "problems": sum(counts.values()),
+        "lm_eval_tasks": foreign,
+        "licences": {
+            spec.name: definition.licence
+            for spec in evaluation.tasks
+            if (definition := define(spec)) and definition.licence
+        },
+        "notes": notes,
+    }
+    write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
+
+
+def _problems(
+    spec: TaskSpec,
+    definition: Definition,
+    heldout: Path,
+    folder: Path,
+    instruction: str,
+    notes: list[str],
+) -> list[Problem]:
+    if spec.name == HELDOUT and not (spec.file or spec.dataset):
+        problems = list(read_records(Problem, heldout)) if heldout.is_file() else []
+        if not problems:
+            raise DataError(
+                "the recipe evaluates on `heldout`, but holds no problems out",
+                "set problems.heldout to a share such as 0.1, or evaluate.tasks to other tasks",
+            )
+        return _limited(problems, spec, notes)
+    bad = BadLines()
+    rows = read_rows(**_where(spec, definition, folder), bad=bad)
+    made = _from_rows(rows, spec.name, definition, definition.instruction or instruction, bad)
+    problems = list({problem.id: problem for problem in made}.values())
+    if not problems:
+        raise DataError(
+            f"task '{spec.name}' has no usable problem ({bad.count} rows unusable)",
+            bad.samples[0] if bad.samples else "the data set is empty",
+        )
+    repeated = len(made) - len(problems)
+    for count, what in ((bad.count, "rows could not be used"), (repeated, "problems stood twice")):
+        if count:
+            first = f": {bad.samples[0]}" if what.startswith("rows") else ""
+            notes.append(f"{spec.name}: {count} {what}{first}")
+    if definition.size and len(problems) != definition.size:
+        notes.append(f"{spec.name}: {len(problems)} problems, where {definition.size} are known")
+    return _limited(problems, spec, notes)
+
+
+def _where(spec: TaskSpec, definition: Definition, folder: Path) -> dict[str, Any]:
+    if spec.file:
+        return {"file": spec.file, "folder": folder}
+    if not definition.dataset:
+        raise RecipeError(
+            f"task '{spec.name}' has no data", f"give it a file: {{name: {spec.name}, file: ...}}"
+        )
+    return {
+        "dataset": definition.dataset,
+        "subset": definition.subset,
+        "split": definition.split,
+        "revision": definition.revision,
+        "folder": folder,
+    }
+
+
+def _limited(problems: list[Problem], spec: TaskSpec, notes: list[str]) -> list[Problem]:
+    """At most `limit` problems, by their hash: spread over a sorted data set, and stable."""
+    if not spec.limit or spec.limit >= len(problems):
+        return problems
+    chosen = set(sorted(problem.id for problem in problems)[: spec.limit])
+    notes.append(f"{spec.name}: {spec.limit} of {len(problems)} problems, as the recipe limits it")
+    return [problem for problem in problems if problem.id in chosen]
+
+
+def _from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    name: str,
+    definition: Definition,
+    instruction: str,
+    bad: BadLines,
+) -> list[Problem]:
+    problems = []
+    for number, row in enumerate(rows, 1):
+        try:
+            problems.append(_problem(row, name, definition, instruction))
+        except ValueError as error:
+            bad.add(f"{name} row {number}", str(error))
+    return problems
+
+
+def _problem(
+    row: Mapping[str, Any], name: str, definition: Definition, instruction: str
+) -> Problem:
+    question = _cell(row, definition.question, "problem", "question")
+    answer = _cell(row, definition.answer, "answer")
+    if definition.answer_after and definition.answer_after in answer:
+        answer = answer.rpartition(definition.answer_after)[2].strip()
+    statement, wrong = question, [row[c] for c in definition.wrong_choices if row.get(c)]
+    if wrong:
+        question, answer = _with_choices(question, answer, [str(w).strip() for w in wrong])
+    metadata = {"task": name}
+    for key, column in (("subject", definition.subject), ("difficulty", definition.difficulty)):
+        if column and row.get(column) is not None:
+            metadata[key] = row[column]
+    if row.get("id") is not None:
+        metadata["row"] = str(row["id"])
+    content = f"{question}\n\n{instruction}" if instruction else question
+    return Problem(
+        messages=({"role": "user", "content": content},),
+        gold=answer,
+        source=definition.title or name,
+        statement=statement,
+        metadata=metadata,
+    )
+
+
+def _cell(row: Mapping[str, Any], *columns: str) -> str:
+    for column in columns:
+        value = row.get(column)
+        if value is not None and str(value).strip():
+            return str(value).strip()
+    raise ValueError(f"column '{columns[0]}' is missing or empty; it has: {', '.join(row)}")
+
+
+def _with_choices(question: str, right: str, wrong: list[str]) -> tuple[str, str]:
+    """The question with lettered choices, and the letter of the right one.
+
+    The order is drawn from the question's own text: the same in every run, without a pattern.
+    """
+    choices = [right, *wrong]
+    seed = hashlib.sha256(question.encode()).digest()
+    random.Random(seed).shuffle(choices)
+    lettered = [f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    return question + "\n\n" + "\n".join(lettered), LETTERS[choices.index(right)]
+
+
+def _check_foreign(names: list[str]) -> None:
+    from distill.harness import lm_eval_names
+
+    there = lm_eval_names()
+    for name in names:
+        if name not in there:
+            raise RecipeError(
+                f"unknown evaluation task '{name}'",
+                f"{nearest_names(name, there)} Ours: {', '.join(known_tasks())}; lm-eval's: "
+                "`lm-eval ls tasks`; your own: {name: ..., file: ...}".strip(),
+            )

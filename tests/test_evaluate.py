@@ -1,0 +1,296 @@
+"""lm-eval as harness with a fake engine of ten lines; the numbers; a pocket model end to end."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import scores
+from distill.errors import DistillError, UsageError
+from distill.evaluate import ModelRef, plan_tasks, run_evaluation
+from distill.fewshot import STOP, as_question, fewshot_prefix
+from distill.records import Problem, read_jsonl, write_jsonl
+from distill.schema import Evaluation, Grading
+
+ENGINE = '''
+import random
+from distill.protocols import Capabilities, Completion, Usage
+
+
+class Fake:
+    """Adds the two numbers of a question; right with chance `skill`, silent with `mute`."""
+
+    calls = 0
+
+    def __init__(self, skill, mute=0.0, name="", refuse=""):
+        self.skill, self.mute, self.refuse = skill, mute, refuse
+        self.identity = f"fake {name} {skill} {mute}"
+        self.capabilities = Capabilities(batch_size=8)
+
+    def complete_batch(self, requests, on_tokens=None):
+        Fake.calls += len(requests)
+        return [self.answer(r) for r in requests]
+
+    def answer(self, request):
+        rng = random.Random(f"{request.seed} {self.identity}")
+        text = request.prompt[-1]["content"]
+        if self.refuse and self.refuse in text:
+            from distill.errors import TeacherError
+            return TeacherError("refused")
+        a, b = (int(w) for w in text.split("Question:")[-1].split()[1:4:2])
+        if rng.random() < self.mute:
+            return Completion(text="<think>\\nhm", finish_reason="length",
+                              usage=Usage(completion_tokens=9))
+        total = a + b + (rng.random() >= self.skill)
+        said = f"<think>\\n{a} + {b}\\n</think>\\n\\n\\\\boxed{{{total}}}"
+        return Completion(text=said, usage=Usage(completion_tokens=5))
+'''
+
+EXACT = Grading.model_validate({"graders": ["exact"], "workers": 1})
+
+
+def sums(count: int, seed: int = 0) -> list[Problem]:
+    rng = random.Random(seed)
+    problems = []
+    for i in range(count):
+        a, b = rng.randrange(10_000), rng.randrange(10_000)
+        question = f"What {a} plus {b} ?"
+        problems.append(
+            Problem(
+                messages=({"role": "user", "content": question},),
+                gold=str(a + b),
+                source="sums" if i % 2 else "more sums",
+                metadata={"difficulty": i % 3},
+            )
+        )
+    return problems
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "engine.py").write_text(ENGINE, encoding="utf-8")
+    write_jsonl(tmp_path / "tasks" / "heldout.jsonl", sums(20))
+    return tmp_path
+
+
+def fake(role: str, **options: Any) -> ModelRef:
+    return ModelRef(
+        role=role,
+        path="",
+        engine="engine.py:Fake",
+        options={"name": role, **options},
+        asked="as is",
+    )
+
+
+def evaluate(
+    place: Path, models: list[ModelRef], out: str = "out", **asked: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    summary = run_evaluation(
+        models,
+        Evaluation(**{"samples": 4, "max_tokens": 64, **asked}),
+        place / "tasks",
+        grading=EXACT,
+        seed=3,
+        pool_root=place / "pool",
+        out=place / out,
+        folder=place,
+    )
+    results = json.loads((place / out / "results.json").read_text(encoding="utf-8"))
+    return results, list(read_jsonl(place / out / "samples.jsonl")), summary
+
+
+def test_lm_eval_and_we_agree_and_the_gain_is_found(place: Path) -> None:
+    models = [fake("base", skill=0.2, mute=0.3), fake("student", skill=0.9)]
+    results, rows, summary = evaluate(place, models)
+    assert len(rows) == summary["samples"] == 2 * 20 * 4
+    task = results["tasks"]["heldout"]
+    for role in ("base", "student"):
+        model = task["models"][role]
+        mine = [row for row in rows if row["role"] == role]
+        assert model["pass@1"] == pytest.approx(sum(row["score"] for row in mine) / 80)
+        assert model["lm_eval"]["pass@1,graded"] == pytest.approx(model["pass@1"])
+        assert model["lm_eval"]["parsed,graded"] == pytest.approx(model["parsed_rate"])
+        assert sum(model["outcomes"].values()) == 80
+        assert model["interval"][0] <= model["pass@1"] <= model["interval"][1]
+        assert model["pass@1"] <= model["pass@k"]
+        assert sum(g["problems"] for g in model["by_difficulty"].values()) == 20
+        assert set(model["by_source"]) == {"sums", "more sums"}
+    assert task["models"]["base"]["outcomes"]["truncated"] > 0
+    assert task["models"]["base"]["truncated"] == pytest.approx(
+        task["models"]["base"]["outcomes"]["truncated"] / 80
+    )
+    found = task["differences"]["student-base"]
+    assert found["format"] + found["reasoning"] == pytest.approx(found["difference"])
+    assert found["clear"]
+    assert found["p"] < 0.01
+    assert found["better"] + found["worse"] + found["same"] == 20
+    assert results["headline"]["base_role"] == "base"
+    assert results["headline"]["difference"] == found["difference"]
+    assert "zero" not in results["headline"]["text"]
+
+
+def test_a_second_evaluation_buys_nothing_and_says_the_same(place: Path) -> None:
+    models = [fake("base", skill=0.5), fake("student", skill=0.5)]
+    first, rows, bought = evaluate(place, models)
+    again, rows_again, reused = evaluate(place, models, out="again")
+    assert (bought["bought"], bought["reused"]) == (160, 0)
+    assert (reused["bought"], reused["reused"]) == (0, 160)
+    assert rows == rows_again
+    assert first == again
+
+
+def test_more_samples_buy_only_the_new_ones(place: Path) -> None:
+    _, few, _ = evaluate(place, [fake("base", skill=0.5)], samples=2)
+    _, many, summary = evaluate(place, [fake("base", skill=0.5)], out="more", samples=4)
+    assert (summary["bought"], summary["reused"]) == (40, 40)
+    kept = {(r["problem_id"], r["index"]): r["text"] for r in many}
+    assert all(kept[r["problem_id"], r["index"]] == r["text"] for r in few)
+
+
+def test_no_difference_is_said_plainly(place: Path) -> None:
+    results, _, summary = evaluate(
+        place, [fake("base", skill=0.5), fake("student", skill=0.5)], samples=1
+    )
+    assert not results["headline"]["clear"]
+    assert "does not show a difference" in results["headline"]["text"]
+    assert "heldout: the interval of student - base includes zero" in summary["notes"]
+
+
+def test_the_stronger_row_of_the_base_is_the_one_compared_with(place: Path) -> None:
+    models = [
+        fake("base", skill=0.1),
+        fake("student", skill=0.9),
+        fake("base-best", skill=0.6),
+    ]
+    results, _, _ = evaluate(place, models)
+    assert results["headline"]["base_role"] == "base-best"
+    differences = results["tasks"]["heldout"]["differences"]
+    assert set(differences) == {"student-base", "student-base-best"}
+    assert results["headline"]["difference"] == differences["student-base-best"]["difference"]
+
+
+def test_regressions_name_the_worst_problems(place: Path) -> None:
+    results, rows, _ = evaluate(place, [fake("base", skill=0.9), fake("student", skill=0.3)])
+    worst = results["tasks"]["heldout"]["differences"]["student-base"]["regressions"]
+    assert worst
+    assert worst == sorted(worst, key=lambda r: r["first"] - r["second"])
+    first = worst[0]
+    for role, key in (("student", "first"), ("base", "second")):
+        mine = [r for r in rows if r["role"] == role and r["problem_id"] == first["problem_id"]]
+        assert sum(r["outcome"] == "correct" for r in mine) / 4 == first[key]
+
+
+def test_an_answer_that_could_not_be_had_is_an_error_and_counted(place: Path) -> None:
+    refused = sums(20)[0]
+    word = refused.messages[0]["content"].split()[1]
+    results, rows, summary = evaluate(place, [fake("base", skill=1.0, refuse=f"{word} plus")])
+    model = results["tasks"]["heldout"]["models"]["base"]
+    assert model["outcomes"] == {"correct": 76, "error": 4}
+    assert model["pass@1"] == pytest.approx(0.95)
+    assert model["lm_eval"]["pass@1,graded"] == pytest.approx(0.95)
+    assert summary["failed"] == 4
+    assert any("4 answers could not be had" in note for note in summary["notes"])
+    assert {r["finish_reason"] for r in rows if r["problem_id"] == refused.id} == {"failed"}
+
+
+def test_problems_without_gold_are_left_out_and_said(place: Path) -> None:
+    problems = sums(6)
+    bare = Problem(messages=({"role": "user", "content": "What 1 plus 1 ?"},))
+    write_jsonl(place / "tasks" / "heldout.jsonl", [*problems, bare])
+    models = [fake("base", skill=0.5), fake("student", skill=0.5)]
+    results, rows, summary = evaluate(place, models)
+    task = results["tasks"]["heldout"]
+    assert (task["problems"], task["judged"]) == (7, 6)
+    assert len(rows) == 2 * 7 * 4
+    assert task["models"]["base"]["outcomes"]["ungraded"] == 4
+    assert any("1 problems have no reference answer" in note for note in summary["notes"])
+    write_jsonl(place / "tasks" / "heldout.jsonl", [bare])
+    results, _, _ = evaluate(place, models, out="none")
+    assert results["tasks"]["heldout"]["models"]["base"]["pass@1"] is None
+    assert results["headline"] == {}
+
+
+def test_several_tasks_with_different_k_and_a_problem_in_both(place: Path) -> None:
+    write_jsonl(place / "tasks" / "mine.jsonl", sums(20)[:5])
+    results, rows, summary = evaluate(
+        place,
+        [fake("base", skill=0.5), fake("student", skill=0.5)],
+        tasks=["heldout", {"name": "mine", "file": "mine.jsonl", "samples": 2}],
+    )
+    repeats = {name: task["samples"] for name, task in results["tasks"].items()}
+    assert repeats == {"heldout": 4, "mine": 2}
+    assert summary["samples"] == 2 * (20 * 4 + 5 * 2)
+    text = {
+        (r["role"], r["problem_id"], r["index"]): r["text"] for r in rows if r["task"] == "mine"
+    }
+    both = [r for r in rows if (r["role"], r["problem_id"], r["index"]) in text]
+    assert all(text[r["role"], r["problem_id"], r["index"]] == r["text"] for r in both)
+
+
+def test_fewshot_asks_for_a_completion_and_stops_at_the_next_question(place: Path) -> None:
+    train = sums(30, seed=9)
+    prefix, shots = fewshot_prefix(train, 3, without={train[0].id})
+    assert shots == 3
+    assert prefix.count("Question:") == prefix.count("\\boxed{") == 3
+    assert train[0].question not in prefix
+    assert prefix == fewshot_prefix(train, 3, without={train[0].id})[0]
+    ref = ModelRef(
+        role="base-best",
+        path="",
+        engine="engine.py:Fake",
+        options={"skill": 1.0},
+        prefix=prefix,
+    )
+    assert ref.messages(train[1])[0]["content"] == prefix + as_question(train[1])
+    results, _, _ = evaluate(place, [ref])
+    assert results["tasks"]["heldout"]["models"]["base-best"]["pass@1"] == 1.0
+    (pool,) = (place / "pool").glob("*/pool.json")
+    assert json.loads(pool.read_text())["sampling"]["stop"] == [STOP]
+
+
+def test_fewshot_without_examples_gives_none() -> None:
+    bare = Problem(messages=({"role": "user", "content": "Why?"},))
+    assert fewshot_prefix([bare], 3) == ("", 0)
+    assert fewshot_prefix(sums(3), 0) == ("", 0)
+
+
+def test_a_missing_task_file_and_a_wrong_engine_are_usage_errors(place: Path) -> None:
+    with pytest.raises(UsageError, match="no problems at"):
+        plan_tasks(Evaluation(tasks=["math500"]), place / "tasks", EXACT)
+    wrong = ModelRef(role="base", path="", engine="transformer")
+    with pytest.raises(UsageError, match="did you mean 'transformers'"):
+        evaluate(place, [wrong])
+
+
+def test_an_engine_that_always_fails_stops_the_evaluation(place: Path) -> None:
+    with pytest.raises(DistillError, match="refused"):
+        evaluate(place, [fake("base", skill=1.0, refuse="plus")])
+
+
+def test_benchmarks_are_graded_by_their_own_grader(place: Path) -> None:
+    for name in ("math500", "gpqa_diamond"):
+        write_jsonl(place / "tasks" / f"{name}.jsonl", sums(2))
+    plans = plan_tasks(
+        Evaluation(tasks=["heldout", "math500", "gpqa_diamond"]), place / "tasks", EXACT
+    )
+    graders = [plan.grading.graders[0].name for plan in plans]
+    assert graders == ["exact", "math", "distill.tasks.choice:Choice"]
+
+
+def test_scores_of_a_single_sample_of_a_single_problem_are_numbers() -> None:
+    (problem,) = sums(1)
+    row = {"problem_id": problem.id, "index": 0, "finish_reason": "stop", "completion_tokens": 3}
+    rows = {
+        "base": [{**row, "outcome": "wrong", "extracted": "1"}],
+        "student": [{**row, "outcome": "correct", "extracted": "2"}],
+    }
+    task = scores.score_task([problem], rows, samples=1, seed=0)
+    text = json.dumps(task)
+    assert "NaN" not in text
+    assert task["models"]["student"]["interval"] == pytest.approx([0.025, 1.0])
+    assert not task["differences"]["student-base"]["clear"]
