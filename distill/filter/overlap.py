@@ -107,19 +107,19 @@ class _Index:
     n: int
     runs: dict[Run, tuple[str, str]] = field(default_factory=dict)
     whole: dict[Run, tuple[str, str]] = field(default_factory=dict)
-    instances: dict[tuple[str, Run], tuple[str, str]] = field(default_factory=dict)
+    instances: dict[tuple[str, str], str] = field(default_factory=dict)
     counts: Counter[Run] = field(default_factory=Counter)
     seen: set[Run] = field(default_factory=set)
     templates: set[Run] = field(default_factory=set)
     questions: list[str] = field(default_factory=list)
 
     def add(self, problem: Problem, task: str) -> None:
-        everything = tuple(tokens(problem.question))
         place = (task, problem.id)
-        generator = generated_by(problem)
-        if generator:
-            self.instances.setdefault((generator, everything), place)
+        instance = generated_by(problem)
+        if instance:
+            self.instances.setdefault(instance, task)
             return
+        everything = tuple(tokens(problem.question))
         if everything in self.seen:
             return
         self.whole[everything] = place
@@ -162,11 +162,11 @@ class _Index:
 
     def find(self, problem: Problem) -> str | None:
         """Why this training problem overlaps, or None."""
+        instance = generated_by(problem)
+        if instance:
+            task = self.instances.get(instance)
+            return f"the same question is in '{task}': '{_cut(instance[1])}'" if task else None
         everything = tuple(tokens(problem.question))
-        generator = generated_by(problem)
-        if generator:
-            hit = self.instances.get((generator, everything))
-            return f"the same {generator} question is in '{hit[0]}'" if hit else None
         hit = self.whole.get(everything)
         if hit and everything:
             return f"the same question is in '{hit[0]}': '{_cut(' '.join(everything))}'"
@@ -181,23 +181,24 @@ class _Index:
         return (tuple(found[at : at + self.n]) for at in range(len(found) - self.n + 1))
 
 
-def generated_by(problem: Problem) -> str | None:
-    """The reasoning-gym task that generated a problem, None for any other problem."""
+def generated_by(problem: Problem) -> tuple[str, str] | None:
+    """(task, its own question) of a problem that reasoning-gym generated, None for any other.
+
+    Only white space is folded: in a generated question a bracket may be what makes it another.
+    """
     made = problem.metadata.get("reasoning_gym")
-    if not made:
+    if not isinstance(made, Mapping):
         return None
-    if isinstance(made, Mapping):
-        inner = made.get("metadata")
-        source = inner.get("source_dataset") if isinstance(inner, Mapping) else None
-        return str(made.get("task") or made.get("dataset") or source or "reasoning_gym")
-    return str(made)
+    entry = made.get("entry")
+    question = entry.get("question") if isinstance(entry, Mapping) else None
+    return str(made.get("task", "")), " ".join(str(question or problem.question).split())
 
 
 # Commands that only change how mathematics looks, so that \dfrac{1}{2} is \frac12 is \frac{1}{2}.
 _LAYOUT = re.compile(
     r"\\(?:left|right|[bB]ig+[lr]?|displaystyle|textstyle|limits|nolimits|quad|qquad|text|mbox|"
     r"mathrm|mathbf|mathit|textbf|textit|mathcal|operatorname|hspace|vspace|noindent|ldots|cdots|"
-    r"dots)(?![a-zA-Z])\*?|\\[,;:!\\ ]|[$~&]"
+    r"dots)(?![a-zA-Z])\*?|\\[,;:!\\ ()\[\]]|[$~&]"
 )
 _SAME = {
     "dfrac": "frac",
@@ -214,7 +215,7 @@ _SAME = {
     "leqslant": "leq",
 }
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_TOKEN = re.compile(rf"\d+(?:\.\d+)?|[{_UNSPACED}]|[^\W\d_{_UNSPACED}]+|[-+*/=<>^%!|]")
+_TOKEN = re.compile(rf"\d+(?:\.\d+)?|[{_UNSPACED}]|[^\W\d_{_UNSPACED}]+|[-+*/=<>^%!|()\[\]]")
 _SHORT_FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")
 _DIAGRAM = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))")
@@ -229,7 +230,7 @@ def tokens(question: str) -> list[str]:
 
 
 def words(question: str) -> list[str]:
-    """`tokens` without operators and without the code of diagrams: what runs are made of."""
+    """`tokens` without operators, brackets and the code of diagrams: what runs are made of."""
     text = _DIAGRAM.sub(" ", question)
     return [token for token in tokens(text) if token[0].isalnum()]
 
