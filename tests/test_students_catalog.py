@@ -1,0 +1,114 @@
+"""The catalog: known bases, families by files, templates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from distill.students import catalog
+
+from distill.errors import ModelError
+from tests import tiny_students
+
+# Parameter counts as the hub shows them for the safetensors of these models.
+PUBLISHED = {
+    "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-Math-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-14B": 14_770_033_664,
+    "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "Qwen/Qwen3-8B-Base": 8_190_735_360,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+}
+
+
+@pytest.mark.parametrize(("base", "params"), PUBLISHED.items())
+def test_architecture_gives_the_published_parameter_count(base: str, params: int) -> None:
+    arch = catalog.find(base).arch
+    assert arch is not None
+    assert arch.params == params
+
+
+def test_math_bases_have_4096_positions() -> None:
+    assert catalog.find("Qwen/Qwen2.5-Math-7B").positions == 4096
+    assert catalog.find("Qwen/Qwen2.5-Math-7B").rope_theta == 10000
+
+
+@pytest.mark.parametrize("name", ["chatml-r1", "llama3-r1", "plain", "plain-r1"])
+def test_declared_prefill_is_what_the_template_renders(name: str) -> None:
+    text = (catalog.TEMPLATES / f"{name}.jinja").read_text()
+    declared = catalog._data()["templates"][name]["prefill"]
+    assert catalog.shape_of(text)[0] == declared
+
+
+def test_lead_is_the_white_space_the_student_says_itself() -> None:
+    plain = (catalog.TEMPLATES / "plain.jinja").read_text()
+    opened = (catalog.TEMPLATES / "plain-r1.jinja").read_text()
+    assert catalog.shape_of(plain) == ("", " ")
+    assert catalog.shape_of(opened) == ("<think>\n", "")
+
+
+def test_every_entry_names_a_template_and_a_licence() -> None:
+    for base in catalog.bases():
+        if base == "pocket-base":
+            continue
+        entry = catalog.find(base)
+        assert (catalog.TEMPLATES / f"{entry.template}.jinja").is_file()
+        assert entry.licence
+        assert entry.eos != entry.pad
+
+
+def test_unknown_model_is_found_by_its_family_and_tokens(tmp_path: Path) -> None:
+    tiny_students.base(tmp_path / "smol", "llama", tiny_students.CHATML)
+    tiny_students.base(tmp_path / "llama", "llama", tiny_students.LLAMA3)
+    tiny_students.base(tmp_path / "other", "llama", ("<s>", "</s>"))
+    smol, llama, other = (catalog.find(str(tmp_path / n)) for n in ("smol", "llama", "other"))
+    assert (smol.template, smol.eos, smol.pad) == ("chatml-r1", "<|im_end|>", "<|endoftext|>")
+    assert (llama.template, llama.eos) == ("llama3-r1", "<|eot_id|>")
+    assert (other.template, other.eos, other.family) == ("plain", "", "")
+    assert other.arch is not None
+    assert other.arch.layers == 2
+
+
+def test_arch_of_a_folder_counts_the_real_weights(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for kind in ("llama", "qwen2", "qwen3"):
+        folder = tiny_students.base(tmp_path / kind, kind, head_dim=8)
+        arch = catalog.find(str(folder)).arch
+        assert arch is not None
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert arch.params == model.num_parameters(), kind
+
+
+def test_missing_models_say_what_to_do() -> None:
+    with pytest.raises(ModelError, match="no model at"):
+        catalog.find("./nowhere")
+    with pytest.raises(ModelError, match="no template 'chatml'"):
+        catalog.chat_template("Qwen/Qwen2.5-7B", "chatml")
+
+
+def test_hub_model_that_cannot_be_reached_names_the_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="hf download nobody/nothing-7b"):
+        catalog.find("nobody/nothing-7b")
+
+
+def test_tokenizer_that_adds_bos_gets_it_in_the_prompt(tmp_path: Path) -> None:
+    folder = tiny_students.base(tmp_path / "base", "llama", ("<s>", "</s>"))
+    before = catalog.chat_template(str(folder))
+    assert "bos_token" not in before
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True}))
+    assert catalog.chat_template(str(folder)) == "{{- bos_token -}}\n" + before
+
+
+def test_own_template_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.jinja"
+    own.write_text("Q: {{ messages[0]['content'] }} A: <think>")
+    assert catalog.chat_template("Qwen/Qwen2.5-7B", str(own)) == own.read_text()
