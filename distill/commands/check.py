@@ -98,7 +98,8 @@ def _data(recipe: Recipe) -> Iterator[Need]:
 def _teacher(recipe: Recipe) -> Iterator[Need]:
     spec = recipe.teacher
     try:
-        entry = models.teacher_entry(spec.model) if spec.model else None
+        model = models.local(spec.model, recipe.folder)
+        entry = models.teacher_entry(model) if model else None
     except DistillError as error:
         yield Need("teacher", False, error.message, error.hint)
         return
@@ -120,9 +121,14 @@ def _teacher(recipe: Recipe) -> Iterator[Need]:
 
 
 def _student(recipe: Recipe) -> Iterator[Need]:
-    if recipe.student.base:
-        model = str(models.student_entry(recipe.student.base).path)
-        yield _model("student", model, recipe.student.revision)
+    if not recipe.student.base:
+        return
+    try:
+        model = models.student_entry(models.local(recipe.student.base, recipe.folder)).path
+    except DistillError as error:
+        yield Need("student", False, error.message, error.hint)
+        return
+    yield _model("student", str(model), recipe.student.revision)
 
 
 def _model(what: str, model: str, revision: str | None) -> Need:
