@@ -270,6 +270,11 @@ class _Maker:
             ),
         )
         _write(folder / "student" / "config.json", {"model_type": "llama"})
+        example = [
+            {"trained": False, "text": f"<|user|>What is 2 + 3?{self.evil}<|assistant|><think>\n"},
+            {"trained": True, "text": "2 + 3 = 5\n</think>\n\n\\boxed{5}<|end|>"},
+        ]
+        _write(folder / "preflight.json", {"checked": 32, "failed": 0, "example": example})
         return {
             "examples": sum(v.kept for v in self.final),
             "left_out_too_long": 1,
@@ -298,7 +303,19 @@ class _Maker:
         write_jsonl(folder / "samples.jsonl", (row for mine in rows.values() for row in mine))
         tasks = {"heldout": scores.score_task(self.heldout, rows, samples=k, seed=0)}
         results = {
-            "settings": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 2048, "samples": k},
+            "settings": {
+                "temperature": 0.6,
+                "top_p": 0.95,
+                "max_tokens": 2048,
+                "samples": k,
+                "models": {role: {"asked": "the student's template"} for role in self.roles},
+            },
+            "lm_eval": {
+                "arc_easy": {
+                    role: {"acc,none": 0.5, "acc_stderr,none": 0.01, "alias": "arc"}
+                    for role in ("base", "student")
+                }
+            },
             "tasks": tasks,
             "headline": scores.headline(tasks),
             "notes": ["the base was cut off in 4 answers"],

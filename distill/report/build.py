@@ -18,7 +18,7 @@ from distill.manifest import hide_argument, hide_secrets
 from distill.records import read_jsonl
 from distill.report import results as evaluation
 from distill.report import traces
-from distill.report.words import clean
+from distill.report.words import clean, clip
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "notes": source.notes,
         "manifest": _read_json(run_dir / "manifest.json", source.notes),
     }
+    order = (*PIPELINE, "import", "report")
+    source.notes.sort(key=lambda n: order.index(n["step"]) if n["step"] in order else len(order))
     cleaned: dict[str, Any] = clean(numbers)
     return cleaned
 
@@ -157,7 +159,8 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
     stages = None
     shown: list[dict[str, Any]] = []
     if ledger.judged:
-        order = [part.get("name", "") for part in recipe.get("filters") or []]
+        named = [part.get("name", "") for part in recipe.get("filters") or []]
+        order = list(source.summary("filter").get("dropped") or named)
         solo = source.summary("filter").get("solo") or {}
         stages = traces.funnel(ledger, order, solo, selected)
         if not stages["adds_up"]:
@@ -175,6 +178,7 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
         "sampling": _without_notes(sampled),
         "grading": _without_notes(source.summary("grade")),
         "selection": _without_notes(source.summary("select")),
+        "origin": "imported" if "import" in source.steps else "sampled",
         "funnel": stages,
         "pass_rates": traces.pass_rates(ledger),
         "lengths": traces.lengths(ledger),
@@ -210,7 +214,24 @@ def _training(source: Source) -> dict[str, Any] | None:
     curve = [
         {key: row.get(key) for key in ("step", "loss", "learning_rate")} for row in rows[::thin]
     ]
-    return {**_without_notes(source.summary("train")), "curve": curve, "logged": len(rows)}
+    preflight = _read_json(folder / "preflight.json", source.notes, "train")
+    return {
+        **_without_notes(source.summary("train")),
+        "curve": curve,
+        "logged": len(rows),
+        "preflight": _preflight(preflight),
+    }
+
+
+def _preflight(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the check before training found, and its example with what is trained of it."""
+    if found is None:
+        return None
+    example = [
+        {"trained": bool(part.get("trained")), "text": clip(str(part.get("text") or ""))}
+        for part in found.get("example") or []
+    ]
+    return {"checked": found.get("checked"), "failed": found.get("failed"), "example": example}
 
 
 def _step_row(step: Step) -> dict[str, Any]:

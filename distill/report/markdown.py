@@ -68,23 +68,27 @@ def _results(n: Mapping[str, Any]) -> list[str]:
     if say.settings(evaluation):
         text = f"All models under the same settings: {say.settings(evaluation)}."
         parts.append(escape(text))
+    if say.asked(evaluation):
+        parts.append(escape(f"How they were asked: {say.asked(evaluation)}."))
     for name, task in evaluation["tasks"].items():
         parts.append(f"### {escape(name)} ({words.plural(task['problems'], 'problem')})")
         parts.append(table(tables.results_table(task)))
         parts.append(table(tables.differences_table(task)))
         parts += [table(tables.groups_table(task, kind)) for kind in ("source", "difficulty")]
         if task["changes"]:
-            parts.append(escape(say.changes(task["changes"], task["samples"])))
+            against = task["against"]
+            parts.append(escape(say.changes(task["changes"], against, task["samples"])))
             for side, title in (("gained", "Largest gains"), ("lost", "Largest losses")):
-                found = table(tables.changes_table(task["changes"][side]))
+                found = table(tables.changes_table(task["changes"][side], against))
                 parts += [f"**{title}**", found or "None."]
+    parts.append(table(tables.lm_eval_table(evaluation)))
     return parts
 
 
 def _data(n: Mapping[str, Any]) -> list[str]:
     parts = ["## Data", table(tables.sources_table(n["problems"]))]
     if n["funnel"]:
-        parts += [escape(say.funnel(n["funnel"])), table(tables.funnel_table(n["funnel"]))]
+        parts += [escape(say.funnel(n)), table(tables.funnel_table(n["funnel"], n["origin"]))]
     else:
         parts.append("No trace was filtered in this run.")
     rates = n["pass_rates"]
@@ -95,7 +99,7 @@ def _data(n: Mapping[str, Any]) -> list[str]:
         parts.append(table(Table(columns, cells, numeric=frozenset({1, 2}))))
     if n["lengths"]:
         parts.append(f"Lengths in {n['lengths']['unit']}:")
-        parts.append(table(tables.lengths_table(n["lengths"])))
+        parts.append(table(tables.lengths_table(n["lengths"], n["origin"])))
     parts.append(table(tables.outcomes_table(n["grading"])))
     parts.append(facts(tables.sampling_facts(n["sampling"])))
     return parts

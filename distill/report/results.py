@@ -7,24 +7,25 @@ its samples by the same statistics.
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill.records import Problem, read_jsonl, read_records
-from distill.report.traces import questions, take_apart
+from distill.report.changes import (
+    Labels,
+    Rates,
+    changed,
+    labels_of,
+    name_problems,
+    pairs,
+    read_rates,
+)
 from distill.statistics import paired_difference
 
+BASES = ("base", "base-best")
 ROLES = ("base", "base-best", "student", "teacher")
-SHOWN_CHANGES = 5
-PAIRS = {"gained": 2, "lost": 2, "neither": 1}
-
-Rates = dict[str, dict[str, float]]
-"""role -> problem id -> share of correct samples."""
 
 
 def read_results(
@@ -34,50 +35,53 @@ def read_results(
 
     `task_files` are JSONL files of problems; `seed` draws the intervals of the groups.
     """
-    rates = _read_rates(folder / "samples.jsonl")
+    samples = folder / "samples.jsonl"
+    rates = read_rates(samples)
     tasks = {}
     for name, task in (results.get("tasks") or {}).items():
         models = task.get("models") or {}
         files = [f for f in task_files if f.stem == name] + list(task_files)
         mine = rates.get(name, {})
-        changes = _changes(mine)
+        against = _stronger_base(models, task.get("differences") or {})
+        changes = changed(mine, against)
         tasks[name] = {
             "problems": task.get("problems"),
             "judged": task.get("judged", task.get("problems")),
             "samples": task.get("samples"),
             "models": [_model(role, models[role]) for role in _ordered(models)],
             "differences": _differences(task.get("differences") or {}),
-            "groups": _groups(
-                models, rates.get(name, {}), _labels(files, rates.get(name, {})), seed
-            ),
+            "against": against,
+            "groups": _groups(models, mine, against, labels_of(files, mine), seed),
             "changes": changes,
-            "pairs": _pairs(folder / "samples.jsonl", name, changes, files),
+            "pairs": pairs(samples, name, against, changes, files),
         }
-        _name_problems(changes, files)
-    return {"settings": dict(results.get("settings") or {}), "tasks": tasks}
+        name_problems(changes, files)
+    settings = dict(results.get("settings") or {})
+    asked = {
+        role: str(model.get("asked") or "")
+        for role, model in (settings.pop("models", None) or {}).items()
+    }
+    return {
+        "settings": settings,
+        "asked": asked,
+        "tasks": tasks,
+        "lm_eval": _foreign(results.get("lm_eval") or {}),
+    }
 
 
 def headline(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """The one comparison of the first screen: the student against the stronger row of the base.
 
-    The evaluation names task and row; without its word, the first task and the higher pass@1.
-    None without a student or a base.
+    The task is the one that the evaluation names. None without a student or a base.
     """
     tasks = evaluation.get("tasks") or {}
-    named = results.get("headline") or {}
-    order = ([named["task"]] if named.get("task") in tasks else []) + list(tasks)
+    named = (results.get("headline") or {}).get("task")
+    order = ([named] if named in tasks else []) + list(tasks)
     for name in order:
-        rates = {m["role"]: m.get("pass@1") for m in tasks[name]["models"]}
-        differences = tasks[name]["differences"]
-        bases = [
-            role
-            for role in ("base", "base-best")
-            if rates.get(role) is not None and f"student-{role}" in differences
-        ]
-        if rates.get("student") is None or not bases:
+        against, differences = tasks[name]["against"], tasks[name]["differences"]
+        if against is None:
             continue
-        role = named.get("base_role") if named.get("task") == name else None
-        against = role if role in bases else max(bases, key=lambda r: rates[r])
+        rates = {m["role"]: m.get("pass@1") for m in tasks[name]["models"]}
         found = differences[f"student-{against}"]
         keys = ("interval", "p", "format", "reasoning", "better", "worse", "same")
         return {
@@ -88,19 +92,44 @@ def headline(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[
             "base": rates[against],
             "student": rates["student"],
             "gain": found.get("difference"),
-            **{key: found.get(key) for key in keys},
-            "rows": [
-                {k: m.get(k) for k in ("role", "pass@1", "interval")} for m in tasks[name]["models"]
-            ],
+            **_pick(found, keys),
+            "rows": [_pick(m, ("role", "pass@1", "interval")) for m in tasks[name]["models"]],
             "others": {
-                other: {
-                    k: differences[f"student-{other}"].get(k) for k in ("difference", "interval")
-                }
-                for other in bases
-                if other != against
+                other: _pick(differences[f"student-{other}"], ("difference", "interval"))
+                for other in BASES
+                if other != against and f"student-{other}" in differences
             },
         }
     return None
+
+
+def _stronger_base(models: Mapping[str, Any], differences: Mapping[str, Any]) -> str | None:
+    """The row of the base to be compared with: the one that does better, or the student's gain
+    would partly be the base's bad prompt."""
+    rates = {role: (models.get(role) or {}).get("pass@1") for role in (*BASES, "student")}
+    known = [b for b in BASES if rates[b] is not None and f"student-{b}" in differences]
+    if rates["student"] is None or not known:
+        return None
+    return max(known, key=lambda role: rates[role] or 0.0)
+
+
+def _foreign(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """lm-eval's own tasks: one row for each metric, a value and its standard error by role."""
+    rows: list[dict[str, Any]] = []
+    for task, roles in found.items():
+        metrics = dict.fromkeys(
+            name
+            for numbers in roles.values()
+            for name, value in numbers.items()
+            if isinstance(value, int | float) and "_stderr" not in name
+        )
+        for metric in metrics:
+            name, _, kind = metric.partition(",")
+            error = f"{name}_stderr,{kind}" if kind else f"{name}_stderr"
+            values = {role: numbers.get(metric) for role, numbers in roles.items()}
+            errors = {role: numbers.get(error) for role, numbers in roles.items()}
+            rows.append({"task": task, "metric": name, "values": values, "stderr": errors})
+    return rows
 
 
 def _pick(data: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -124,29 +153,11 @@ def _model(role: str, model: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": role, **{k: v for k, v in model.items() if k not in left_out}}
 
 
-Labels = dict[str, dict[str, str]]
-"""kind (source, difficulty) -> problem id -> name of its group."""
-
-
-def _labels(files: Sequence[Path], rates: Rates) -> Labels:
-    wanted = {problem for of in rates.values() for problem in of}
-    labels: Labels = {"source": {}, "difficulty": {}}
-    for path in files:
-        if not path.is_file() or not wanted - labels["source"].keys():
-            continue
-        for problem in read_records(Problem, path):
-            if problem.id in wanted and problem.id not in labels["source"]:
-                labels["source"][problem.id] = problem.source or "unnamed"
-                if problem.metadata.get("difficulty") is not None:
-                    labels["difficulty"][problem.id] = str(problem.metadata["difficulty"])
-    return labels
-
-
 def _groups(
-    models: Mapping[str, Any], rates: Rates, labels: Labels, seed: int
+    models: Mapping[str, Any], rates: Rates, against: str | None, labels: Labels, seed: int
 ) -> list[dict[str, Any]]:
     """Base and student by source and by difficulty, where there is more than one group."""
-    base, student = models.get("base") or {}, models.get("student") or {}
+    base, student = models.get(against or "") or {}, models.get("student") or {}
     rows = []
     for kind in ("source", "difficulty"):
         before, after = base.get(f"by_{kind}") or {}, student.get(f"by_{kind}") or {}
@@ -164,15 +175,15 @@ def _groups(
                     "base_interval": before[name].get("interval"),
                     "student": after[name].get("pass@1"),
                     "student_interval": after[name].get("interval"),
-                    **_gap(members, rates, seed),
+                    **_gap(members, rates, against, seed),
                 }
             )
     return rows
 
 
-def _gap(members: Sequence[str], rates: Rates, seed: int) -> dict[str, Any]:
+def _gap(members: Sequence[str], rates: Rates, against: str | None, seed: int) -> dict[str, Any]:
     """Student minus base on the problems of one group, with the interval of the evaluation."""
-    base, student = rates.get("base", {}), rates.get("student", {})
+    base, student = rates.get(against or "", {}), rates.get("student", {})
     both = [p for p in members if p in base and p in student]
     if not both:
         return {"difference": None, "interval": None}
@@ -180,101 +191,3 @@ def _gap(members: Sequence[str], rates: Rates, seed: int) -> dict[str, Any]:
         np.array([student[p] for p in both]), np.array([base[p] for p in both]), seed=seed
     )
     return {"difference": found.value, "interval": found.interval.as_list()}
-
-
-def _read_rates(samples: Path) -> dict[str, Rates]:
-    seen: dict[str, dict[str, dict[str, list[bool]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    if samples.is_file():
-        for row in read_jsonl(samples):
-            of = seen[str(row.get("task"))][str(row.get("role"))]
-            if row.get("outcome") != "ungraded":
-                of[str(row.get("problem_id"))].append(row.get("outcome") == "correct")
-    return {
-        task: {
-            role: {problem: sum(right) / len(right) for problem, right in problems.items()}
-            for role, problems in roles.items()
-        }
-        for task, roles in seen.items()
-    }
-
-
-def _changes(rates: Rates) -> dict[str, Any] | None:
-    """Problems the student answers more or less often than the base, and the extreme ones."""
-    if "base" not in rates or "student" not in rates:
-        return None
-    base, student = rates["base"], rates["student"]
-    rows = [{"problem_id": p, "base": base[p], "student": student[p]} for p in base if p in student]
-    gained = [r for r in rows if r["student"] > r["base"]]
-    lost = [r for r in rows if r["student"] < r["base"]]
-    neither = [r for r in rows if r["student"] == r["base"] == 0]
-
-    def extreme(side: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        by_size = sorted(side, key=lambda r: (-abs(r["student"] - r["base"]), _lot(r)))
-        return by_size[:SHOWN_CHANGES]
-
-    return {
-        "better": len(gained),
-        "worse": len(lost),
-        "same": len(rows) - len(gained) - len(lost),
-        "gained": extreme(gained),
-        "lost": extreme(lost),
-        "neither": sorted(neither, key=_lot)[: PAIRS["neither"]],
-    }
-
-
-def _lot(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(str(row["problem_id"]).encode()).hexdigest()
-
-
-def _name_problems(changes: dict[str, Any] | None, files: Sequence[Path]) -> None:
-    if changes is None:
-        return
-    rows = [row for kind in PAIRS for row in changes[kind]]
-    asked = questions(files, {row["problem_id"] for row in rows})
-    for row in rows:
-        row.update(asked.get(row["problem_id"], {"question": "", "gold": None}))
-
-
-def _pairs(
-    samples: Path, task: str, changes: Mapping[str, Any] | None, files: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """Base and student on the same problem: as many losses as gains, and one that both missed."""
-    if changes is None:
-        return []
-    wanted = {
-        row["problem_id"]: kind for kind, many in PAIRS.items() for row in changes[kind][:many]
-    }
-    answers: dict[tuple[str, str], tuple[bool, dict[str, Any]]] = {}
-    for row in read_jsonl(samples):
-        problem, role = str(row.get("problem_id")), str(row.get("role"))
-        if row.get("task") != task or problem not in wanted or role not in ("base", "student"):
-            continue
-        winner = {"gained": "student", "lost": "base"}.get(wanted[problem])
-        telling = (row.get("outcome") == "correct") == (role == winner)
-        if (problem, role) not in answers or (telling and not answers[problem, role][0]):
-            answers[problem, role] = (telling, _answer(row))
-    asked = questions(files, set(wanted))
-    return [
-        {
-            "kind": kind,
-            "problem_id": problem,
-            **asked.get(problem, {"question": "", "gold": None}),
-            "base": answers[problem, "base"][1],
-            "student": answers[problem, "student"][1],
-        }
-        for problem, kind in wanted.items()
-        if (problem, "base") in answers and (problem, "student") in answers
-    ]
-
-
-def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "index": row.get("index", 0),
-        "outcome": str(row.get("outcome", "ungraded")),
-        "extracted": row.get("extracted"),
-        "length": row.get("completion_tokens"),
-        "finish_reason": row.get("finish_reason"),
-        **take_apart(str(row.get("text") or "")),
-    }

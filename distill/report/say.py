@@ -90,21 +90,25 @@ def partial(numbers: Numbers) -> str:
     return f"{state} Partial report; without results: {', '.join(missing)}.".strip()
 
 
-def funnel(data: Numbers) -> str:
-    """The two ends of the funnel, and whether the files agree."""
+def funnel(numbers: Numbers) -> str:
+    """The two ends of the funnel, what never entered it, and whether the files agree."""
+    data, failed = numbers["funnel"], (numbers["sampling"] or {}).get("failed") or 0
     share = percent(data["end"] / data["start"]) if data["start"] else percent(0.0)
     text = (
         f"{plural(data['start'], 'trace')} went in, {count(data['end'])} ({share}) were selected "
         f"for training."
     )
+    if failed:
+        text = f"{plural(failed, 'request')} failed and gave no trace. {text}"
     if data["adds_up"]:
         return text + " Every trace in between is accounted for."
     return text + " The steps in between do NOT add up: files of this run disagree."
 
 
-def changes(data: Numbers, samples: int | None) -> str:
+def changes(data: Numbers, against: str | None, samples: int | None) -> str:
     """How many problems went which way."""
     text = (
+        f"Student against the {role_name(against or 'base')}: "
         f"{plural(data['better'], 'problem')} better, {count(data['worse'])} worse, "
         f"{count(data['same'])} unchanged."
     )
@@ -114,6 +118,12 @@ def changes(data: Numbers, samples: int | None) -> str:
             "single changes may be chance."
         )
     return text
+
+
+def asked(evaluation: Numbers) -> str:
+    """How each model was asked, where the evaluation says so."""
+    parts = [f"{role_name(r)}: {how}" for r, how in (evaluation.get("asked") or {}).items() if how]
+    return "; ".join(parts)
 
 
 def settings(evaluation: Numbers) -> str:

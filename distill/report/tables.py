@@ -118,11 +118,26 @@ def groups_table(task: Numbers, kind: str) -> Table | None:
         for g in groups
     ]
     interval = "95% interval"
-    columns = [kind, "problems", "base", interval, "student", interval, "points", interval]
+    base = role_name(task["against"] or "base")
+    columns = [kind, "problems", base, interval, "student", interval, "points", interval]
     return _measured(columns, rows)
 
 
-def changes_table(rows: Sequence[Numbers]) -> Table | None:
+def lm_eval_table(evaluation: Numbers) -> Table | None:
+    """lm-eval's own tasks, as it scored them, with its standard errors."""
+    found = evaluation.get("lm_eval") or []
+    roles = list(dict.fromkeys(role for row in found for role in row["values"]))
+
+    def cell(row: Numbers, role: str) -> str:
+        value, error = row["values"].get(role), row["stderr"].get(role)
+        return decimal(value) + (f" ± {decimal(error)}" if error is not None else "")
+
+    rows = [[row["task"], row["metric"], *(cell(row, role) for role in roles)] for row in found]
+    columns = ["task", "metric", *map(role_name, roles)]
+    return Table(columns, rows, numeric=frozenset(range(2, len(columns)))) if rows else None
+
+
+def changes_table(rows: Sequence[Numbers], against: str | None) -> Table | None:
     """Problems with the share of right answers of base and student."""
     if not rows:
         return None
@@ -134,13 +149,14 @@ def changes_table(rows: Sequence[Numbers]) -> Table | None:
         ]
         for r in rows
     ]
-    return Table(["problem", "base", "student"], cells, numeric=frozenset({1, 2}))
+    columns = ["problem", role_name(against or "base"), "student"]
+    return Table(columns, cells, numeric=frozenset({1, 2}))
 
 
-def funnel_table(funnel: Numbers) -> Table:
+def funnel_table(funnel: Numbers, origin: str) -> Table:
     """From the sampled traces to the selected ones; `left` of the last row is the data set."""
     start = max(funnel["start"], 1)
-    rows = [["sampled", "", count(funnel["start"]), "", ""]]
+    rows = [[origin, "", count(funnel["start"]), "", ""]]
     bars = [1.0]
     for stage in funnel["stages"]:
         alone = "" if stage["solo"] is None else count(stage["solo"])
@@ -181,10 +197,10 @@ def outcomes_table(grading: Numbers | None) -> Table | None:
     return Table(["outcome", "traces", "share"], rows, numeric=frozenset({1, 2}))
 
 
-def lengths_table(lengths: Numbers) -> Table:
+def lengths_table(lengths: Numbers, origin: str) -> Table:
     """Quantiles of the lengths."""
     rows = []
-    for name, title in (("before", "sampled"), ("after", "trained on")):
+    for name, title in (("before", origin), ("after", "trained on")):
         q = lengths[name]["quantiles"]
         if q:
             keys = ("n", "mean", "p5", "p50", "p95", "max")
@@ -200,7 +216,7 @@ def sampling_facts(sampling: Numbers | None) -> list[tuple[str, str]]:
         ("teacher", str(s.get("teacher") or "")),
         ("served as", ", ".join(map(str, s.get("served_models") or []))),
         ("traces wanted", _count(s, "wanted")),
-        ("bought in this run", _count(s, "bought")),
+        ("bought", _count(s, "bought")),
         ("reused from the pool", _count(s, "reused")),
         ("failed requests", _count(s, "failed")),
         ("cut off at the limit", _count(s, "truncated")),
@@ -223,7 +239,7 @@ def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
         ("trained parameters", _tokens(t, "trainable_params")),
         ("examples", _count(t, "examples")),
         ("left out as too long", _count(t, "left_out_too_long")),
-        ("tokens", _tokens(t, "tokens")),
+        ("tokens, an epoch", _tokens(t, "tokens")),
         ("tokens in the loss", _tokens(t, "trained_tokens")),
         ("epochs", _plain(t, "epochs")),
         ("updates", _count(t, "updates")),
@@ -261,20 +277,18 @@ def headline_facts(numbers: Numbers) -> list[tuple[str, str]]:
     """The row of figures under the headline."""
     sampling, training = numbers["sampling"] or {}, numbers["training"] or {}
     funnel = numbers["funnel"]
-    cost = sampling.get("cost")
-    facts = [
-        (
-            "traces",
-            f"{count(funnel['end'])} of {count(funnel['start'])}" if funnel else MISSING,
-        ),
-        ("teacher's tokens", short_count(sampling.get("completion_tokens"))),
-        ("cost", "no price set" if cost == 0 else money(cost)),
-        ("tokens trained on", short_count(training.get("tokens"))),
-        ("time", duration(numbers["seconds"])),
-    ]
-    device = training.get("device")
-    if device:
-        facts.append(("trained on", str(device)))
+    kept = f"{count(funnel['end'])} of {count(funnel['start'])}" if funnel else MISSING
+    facts = [("traces trained on", kept)]
+    if numbers["origin"] == "sampled":
+        cost = sampling.get("cost")
+        facts.append(("teacher's tokens", short_count(sampling.get("completion_tokens"))))
+        facts.append(
+            ("cost, in the recipe's currency", "no price set" if not cost else money(cost))
+        )
+    facts.append(("student's tokens, an epoch", short_count(training.get("tokens"))))
+    facts.append(("time, all steps", duration(numbers["seconds"])))
+    if training.get("device"):
+        facts.append(("trained on", str(training["device"])))
     return facts
 
 
@@ -289,7 +303,8 @@ def _count(data: Numbers, key: str) -> str:
 
 
 def _tokens(data: Numbers, key: str) -> str:
-    return short_count(data[key]) if data.get(key) is not None else ""
+    # Published traces come without counts, which the import step writes as zero.
+    return short_count(data[key]) if data.get(key) else ""
 
 
 def _plain(data: Numbers, key: str) -> str:

@@ -79,7 +79,8 @@ def p_value(p: float | None) -> str:
     """`p = 0.012`, and never zero."""
     if p is None:
         return MISSING
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    # No-break spaces: a line that ends in `p <` reads badly.
+    return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"
 
 
 def duration(seconds: float | None) -> str:
