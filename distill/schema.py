@@ -99,7 +99,7 @@ class Problems(Section):
 
     sources: list[SourceSpec] = Field(default_factory=list)
     instruction: str = R1_INSTRUCTION
-    """Appended to every question after a blank line."""
+    """Appended to every question on a line of its own."""
     system: str | None = None
     """R1 was used without a system prompt (model card)."""
     limit: int | None = Field(default=None, ge=1)

@@ -51,7 +51,7 @@ def read_source(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[
 
 
 def ask(question: str | Sequence[Message], problems: Problems) -> tuple[Message, ...]:
-    """The messages of a question: system prompt first, instruction after a blank line.
+    """The messages of a question: system prompt first, instruction on a line of its own at the end.
 
     Of a conversation, what follows its last user message is left out; a system message of its own
     stays instead of the recipe's. Raises ValueError for a question without text.
@@ -64,7 +64,7 @@ def ask(question: str | Sequence[Message], problems: Problems) -> tuple[Message,
         raise ValueError("the question is empty")
     if problems.instruction:
         last = plain[-1]["content"].rstrip()
-        plain[-1] = {"role": "user", "content": f"{last}\n\n{problems.instruction}"}
+        plain[-1] = {"role": "user", "content": f"{last}\n{problems.instruction}"}
     if problems.system and plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": problems.system})
     return tuple(plain)
