@@ -23,6 +23,7 @@ from distill.progress import Progress
 from distill.published import Asked, BadRow, Layout, Published, detect, read_row, read_trace
 from distill.records import BadLines, Problem, Trace, dumps, to_row
 from distill.schema import R1_INSTRUCTION, ImportSpec, Problems
+from distill.sources import ask
 from distill.step import write_atomically
 from distill.tables import read_rows
 from distill.thinking import ThinkTags
@@ -68,15 +69,16 @@ def import_traces(spec: ImportSpec, problems: Problems, *, folder: Path, out: Pa
         job = _Import(spec, problems, layout, _Files(out, stack))
         progress = stack.enter_context(Progress("import", spec.limit, "rows"))
         for row in islice(chain([first], rows), spec.limit):
-            job.take(row)
+            if not job.take(row):
+                break
             progress.update(1, traces=job.counts["traces"])
-    for sample in unread.samples:
-        log.warning("%s", sample)
+        job.unreadable(unread)
     if job.scattered:
         _group_by_problem(out / "traces.jsonl")
-    job.counts["bad"] += unread.count
     if not job.counts["traces"]:
         raise _nothing(job, unread)
+    for note in job.notes():
+        log.warning(note)
     summary = job.summary() | {"seconds": round(time.monotonic() - start, 3)}
     write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
@@ -116,34 +118,46 @@ class _Import:
     def heldout_share(self) -> float:
         return self.spec.heldout or self.asked.heldout
 
-    def take(self, row: dict[str, Any]) -> None:
-        """File one row under its problem, or under the bad ones."""
+    def take(self, row: dict[str, Any]) -> bool:
+        """File one row under its problem, or under the bad ones; False where the limit is reached.
+
+        The limit stops at the first row of a further problem, so that no problem loses traces.
+        """
         number = self.counts["rows"]
-        self.counts["rows"] += 1
         try:
             asked = read_row(row, self.layout)
-            if asked.gold is None and self.asked.require_gold:
-                self.counts["without_gold"] += 1
-                raise BadRow("no reference answer")
+            problem = self._problem(asked)
         except BadRow as error:
+            self.counts["rows"] += 1
+            self.counts["bad"] += 1
             self._bad(number, str(error))
-            return
-        problem = self._problem(asked)
-        known = problem.id in self._golds
-        self.counts["duplicates"] += known
-        if known and self._golds[problem.id] != problem.gold:
-            self.counts["other_gold"] += 1
+            return True
+        full = self.asked.limit is not None and self.counts["taken"] >= self.asked.limit
+        if full and problem.id not in self._golds:
+            return False
+        self.counts["rows"] += 1
+        if problem.gold is None and self.asked.require_gold:
+            self.counts["without_gold"] += 1
+            self._bad(number, "no reference answer")
+            return True
+        self._file(problem, asked, number)
+        return True
+
+    def _file(self, problem: Problem, asked: Asked, number: int) -> None:
         heldout = is_heldout(problem.id, self.heldout_share)
-        if not known:
+        if problem.id in self._golds:
+            self.counts["duplicates"] += 1
+            self.counts["other_gold"] += self._golds[problem.id] != problem.gold
+            self.scattered |= problem.id != self._last
+        else:
             self._golds[problem.id] = problem.gold
-            name = "heldout" if heldout else "problems"
-            self.counts[name] += 1
-            self.files.write(name, to_row(problem))
+            self.counts["taken"] += 1
+            self.counts["heldout" if heldout else "problems"] += 1
+            self.files.write("heldout" if heldout else "problems", to_row(problem))
+        self._last = problem.id
         if heldout:
             self.counts["heldout_traces"] += len(asked.traces)
             return
-        self.scattered |= known and problem.id != self._last
-        self._last = problem.id
         for at in range(len(asked.traces)):
             self._trace(problem, asked, at, number)
 
@@ -154,6 +168,7 @@ class _Import:
         try:
             found = read_trace(asked.traces[at], asked.finish_reasons[at], asked.flags[at], tags)
         except BadRow as error:
+            self.counts["bad_traces"] += 1
             self._bad(number, f"trace {at}: {error}")
             return
         self._count(found, asked)
@@ -181,9 +196,17 @@ class _Import:
             self.models[asked.model] += 1
 
     def _bad(self, number: int, reason: str) -> None:
-        self.counts["bad"] += 1
         self.reasons[reason] += 1
-        self.files.write("bad", {"where": f"{_label(self.spec)} row {number}", "reason": reason})
+        self.files.write("bad", {"source": _label(self.spec), "row": number, "reason": reason})
+
+    def unreadable(self, lines: BadLines) -> None:
+        """Count lines that were no rows at all; the first few are written out."""
+        self.counts["rows"] += lines.count
+        self.counts["bad"] += lines.count
+        for sample in lines.samples:
+            where, _, why = sample.partition(": ")
+            self.reasons["not a row: " + why] += 1
+            self.files.write("bad", {"source": _label(self.spec), "row": where, "reason": why})
 
     def _problem(self, asked: Asked) -> Problem:
         question = asked.question
@@ -191,11 +214,9 @@ class _Import:
             bare = question.removeprefix(instruction).removesuffix(instruction).strip()
             if bare and bare != question:
                 question = bare
-                self.counts["instructions"] += 1
-        text = f"{question}\n\n{self.asked.instruction}" if self.asked.instruction else question
-        system = [{"role": "system", "content": self.asked.system}] if self.asked.system else []
+                self.counts["instructions"] += instruction != self.asked.instruction
         return Problem(
-            messages=(*system, {"role": "user", "content": text}),
+            messages=ask(question, self.asked),
             gold=asked.gold,
             source=_label(self.spec),
             statement=question,
@@ -239,7 +260,7 @@ class _Import:
             "wanted": counts["traces"],
             "bought": 0,
             "reused": counts["traces"],
-            "failed": 0,
+            "failed": counts["bad_traces"],
             "truncated": counts["truncated"],
             "finish_reasons": dict(self.finish_reasons.most_common()),
             "completion_tokens": 0,

@@ -15,6 +15,7 @@ from typing import Any
 
 from distill.errors import DataError
 from distill.schema import ImportSpec
+from distill.sources import gold_text
 from distill.thinking import DEFAULT_TAGS, Split, ThinkTags, join, sanitise, split
 
 Row = Mapping[str, Any]
@@ -199,7 +200,7 @@ def read_row(row: Row, layout: Layout) -> Asked:
                     flags[at] += (f"published:{name}={str(value).lower()}",)
     return Asked(
         question=sanitise(question.strip())[0],
-        gold=_gold(row.get(layout.gold)) if layout.gold else None,
+        gold=gold_text(row.get(layout.gold)) if layout.gold else None,
         traces=traces,
         finish_reasons=[r if isinstance(r, str) and r else None for r in reasons],
         flags=flags,
@@ -266,14 +267,6 @@ def _spread(value: Any, count: int) -> list[Any]:
     if isinstance(value, list):
         return [value[at] if at < len(value) else None for at in range(count)]
     return [value if count == 1 else None] * count
-
-
-def _gold(value: Any) -> str | None:
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value).strip() or None
-    return None
 
 
 def read_trace(

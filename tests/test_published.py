@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 
 from distill.errors import DataError, UsageError
 from distill.export import export
+from distill.imports import import_traces
+from distill.problems import is_heldout
 from distill.published import BadRow, detect, read_row, read_trace
-from distill.records import Example, read_jsonl, write_jsonl
-from distill.schema import ImportSpec
+from distill.records import Example, Problem, Trace, read_jsonl, read_records, write_jsonl
+from distill.schema import R1_INSTRUCTION, ImportSpec, Problems
+from distill.sources import ask
 from distill.thinking import DEFAULT_TAGS, split
 
 THOUGHT = "<|begin_of_thought|>\n\nWait.\n\n<|end_of_thought|>\n\n"
@@ -246,3 +250,178 @@ def test_export_refuses_other_endings(tmp_path: Path) -> None:
         export(tmp_path / "dataset.jsonl", tmp_path / "set.csv")
     with pytest.raises(UsageError, match="alpaca"):
         export(tmp_path / "dataset.jsonl", tmp_path / "set.jsonl", "alpaca")  # type: ignore[arg-type]
+
+
+class Imported:
+    """What `import_traces` wrote."""
+
+    def __init__(self, folder: Path, rows: Any, spec: dict[str, Any], **problems: Any) -> None:
+        path = folder / "rows.jsonl"
+        if isinstance(rows, bytes):
+            path.write_bytes(rows)
+        else:
+            write_jsonl(path, rows)
+        out = folder / "out"
+        import_traces(
+            ImportSpec(file="rows.jsonl", **spec), Problems(**problems), folder=folder, out=out
+        )
+        self.problems = list(read_records(Problem, out / "problems.jsonl"))
+        self.heldout = list(read_records(Problem, out / "heldout.jsonl"))
+        self.traces = list(read_records(Trace, out / "traces.jsonl"))
+        self.bad = list(read_jsonl(out / "bad.jsonl"))
+        self.summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+
+
+def test_import_writes_what_problems_and_sample_would(tmp_path: Path) -> None:
+    found = Imported(tmp_path, [OPEN_R1], {"teacher": "R1", "licence": "Apache-2.0"}, system="S")
+    (problem,) = found.problems
+    assert [m["role"] for m in problem.messages] == ["system", "user"]
+    assert problem.messages == ask("2+2?", Problems(system="S"))
+    assert (problem.statement, problem.gold, problem.source) == ("2+2?", "4", "rows.jsonl")
+    assert [(t.problem_id, t.index) for t in found.traces] == [(problem.id, 0), (problem.id, 1)]
+    assert [t.finish_reason for t in found.traces] == ["stop", "length"]
+    assert found.traces[0].text == "<think>\na\n</think>\n\n4"
+    assert found.traces[1].flags == ("published:correctness_math_verify=false", "unclosed")
+    summary = found.summary
+    assert (summary["wanted"], summary["bought"], summary["reused"]) == (2, 0, 2)
+    assert summary["finish_reasons"] == {"stop": 1, "length": 1}
+    assert summary["sources"]["rows.jsonl"] == {
+        "rows": 1,
+        "problems": 1,
+        "duplicates": 0,
+        "without_gold": 0,
+        "bad": 0,
+        "heldout": 0,
+        "licence": "Apache-2.0",
+    }
+    assert "1 traces were never closed and count as cut off" in summary["notes"]
+
+
+def rows_of(*questions: str) -> list[dict[str, Any]]:
+    return [
+        {"problem": q, "answer": "1", "trace": f"<think>{i}</think>1"}
+        for i, q in enumerate(questions)
+    ]
+
+
+def test_rows_of_one_problem_come_together_and_count_on(tmp_path: Path) -> None:
+    found = Imported(tmp_path, rows_of("a", "b", "a", "c", "b", "a"), {})
+    assert [p.statement for p in found.problems] == ["a", "b", "c"]
+    ids = {p.id: p.statement for p in found.problems}
+    assert [(ids[t.problem_id], t.index, t.reasoning) for t in found.traces] == [
+        ("a", 0, "0"),
+        ("a", 1, "2"),
+        ("a", 2, "5"),
+        ("b", 0, "1"),
+        ("b", 1, "4"),
+        ("c", 0, "3"),
+    ]
+    assert found.summary["sources"]["rows.jsonl"]["duplicates"] == 3
+
+
+def test_limits_count_rows_and_problems(tmp_path: Path) -> None:
+    rows = rows_of("a", "b", "b", "c", "b")
+    assert len(Imported(tmp_path, rows, {"limit": 2}).traces) == 2
+    found = Imported(tmp_path, rows, {}, limit=2)
+    assert [p.statement for p in found.problems] == ["a", "b"]
+    assert len(found.traces) == 3
+
+
+def test_heldout_problems_keep_no_traces(tmp_path: Path) -> None:
+    found = Imported(tmp_path, rows_of(*map(str, range(60))), {}, heldout=0.3)
+    assert 5 < len(found.heldout) < 35
+    assert len(found.problems) + len(found.heldout) == 60
+    assert {t.problem_id for t in found.traces} == {p.id for p in found.problems}
+    assert all(is_heldout(p.id, 0.3) for p in found.heldout)
+
+
+def test_bad_rows_and_traces_are_written_out(tmp_path: Path) -> None:
+    good = {"problem": "q", "answer": "1", "generations": ["<think>a</think>1", None, "  "]}
+    rows = [good, {**good, "problem": None}, {**good, "generations": "x"}, {**good, "answer": None}]
+    text = "\n".join(json.dumps(row) for row in rows).encode() + b"\n\xff\n[1]\n"
+    found = Imported(tmp_path, text, {})
+    assert len(found.traces) == 1
+    assert [row["reason"].partition(":")[0] for row in found.bad] == [
+        "trace 1",
+        "trace 2",
+        "no question in the column 'problem'",
+        "'generations' is not a list of traces",
+        "no reference answer",
+        "'utf-8' codec can't decode byte 0xff in position 0",
+        "expected an object, found list",
+    ]
+    source = found.summary["sources"]["rows.jsonl"]
+    assert (source["rows"], source["bad"], source["without_gold"]) == (6, 4, 1)
+    assert found.summary["failed"] == 2
+
+
+def test_instructions_of_the_publisher_are_replaced(tmp_path: Path) -> None:
+    said = "Return your final response within \\boxed{}. What is 2+2?"
+    found = Imported(tmp_path, rows_of(said, f"What is 3+3?\n\n{R1_INSTRUCTION}"), {})
+    assert [p.statement for p in found.problems] == ["What is 2+2?", "What is 3+3?"]
+    assert found.problems[1].messages == ask("What is 3+3?", Problems())
+    assert any("1 instructions inside questions" in note for note in found.summary["notes"])
+
+
+def test_rows_without_reference_answers_are_refused_or_allowed(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        Imported(tmp_path, [STRATOS], {})
+    assert "no row of rows.jsonl has a reference answer" in caught.value.message
+    assert "require_gold: false" in caught.value.hint
+    found = Imported(tmp_path, [STRATOS], {}, require_gold=False)
+    assert found.problems[0].gold is None
+    assert found.traces[0].text == "<think>\nWait.\n</think>\n\n\\boxed{4}"
+    notes = " / ".join(found.summary["notes"])
+    assert "no column with reference answers" in notes
+    assert "system prompt, which is not kept" in notes
+    assert "begin_of_thought" in notes
+
+
+def test_nothing_usable_says_why(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the trace is empty"):
+        Imported(tmp_path, [{"problem": "q", "answer": "1", "trace": ""}], {})
+    with pytest.raises(DataError, match="no rows that can be read"):
+        Imported(tmp_path, b"", {})
+    with pytest.raises(DataError, match="held-out"):
+        Imported(tmp_path, rows_of("a"), {"heldout": 0.999999})
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["messages", "sharegpt"])
+def test_export_and_import_are_a_round_trip(tmp_path: Path, form: Any, suffix: str) -> None:
+    examples = [
+        Example(
+            problem_id=str(i),
+            index=0,
+            messages=(
+                *ask(f"q{i}", Problems()),
+                {"role": "assistant", "content": f"<think>\n{i}\n</think>\n\n{i}"},
+            ),
+        )
+        for i in range(5)
+    ]
+    write_jsonl(tmp_path / "dataset.jsonl", examples)
+    export(tmp_path / "dataset.jsonl", tmp_path / f"set.{suffix}", form)
+    out = tmp_path / "out"
+    spec = ImportSpec(file=f"set.{suffix}")
+    import_traces(spec, Problems(require_gold=False), folder=tmp_path, out=out)
+    asked = {p.id: p.messages for p in read_records(Problem, out / "problems.jsonl")}
+    back = [
+        (*asked[t.problem_id], {"role": "assistant", "content": t.text})
+        for t in read_records(Trace, out / "traces.jsonl")
+    ]
+    assert back == [e.messages for e in examples]
+
+
+def test_real_traces_import(shared: Path, tmp_path: Path) -> None:
+    for name, allowed in (("topology_r1_math500", 0), ("skythought_sky_t1_long", 0)):
+        spec = ImportSpec(file=str(shared / "data" / "traces" / f"{name}.jsonl"))
+        import_traces(spec, Problems(), folder=tmp_path, out=tmp_path / name)
+        rows = sum(1 for _ in read_jsonl(shared / "data" / "traces" / f"{name}.jsonl"))
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["wanted"] == rows
+        assert summary["sources"][f"{name}.jsonl"]["bad"] == allowed
+        for trace in read_records(Trace, tmp_path / name / "traces.jsonl"):
+            assert "begin_of_" not in trace.text
+            parts = split(trace.text)
+            assert (parts.reasoning, parts.answer) == (trace.reasoning, trace.answer)
