@@ -56,7 +56,9 @@ class Budget:
 
     What a request will cost is taken from those that came back, together with the worst case
     counted PRIOR_WEIGHT times: the first to come back are the short ones, and a whole window
-    of requests would be sent on their word.
+    of requests would be sent on their word. `spent` and `returned` begin with the wanted traces
+    that the pool has, so that an interrupted run and its continuation share one cap; `new` is
+    what this run spent.
     """
 
     cap: float | None
@@ -68,7 +70,7 @@ class Budget:
 
     @property
     def expected(self) -> float:
-        return (PRIOR_WEIGHT * self.worst + self.new) / (PRIOR_WEIGHT + self.returned)
+        return (PRIOR_WEIGHT * self.worst + self.spent) / (PRIOR_WEIGHT + self.returned)
 
     def fits(self, count: int = 1) -> bool:
         """Whether `count` more requests fit beside those under way.
@@ -80,7 +82,7 @@ class Budget:
             return True
         if self.under_way:
             return self.spent + (self.under_way + count) * self.expected <= self.cap
-        likely = self.new / self.returned if self.returned else 0.0
+        likely = self.spent / self.returned if self.returned else 0.0
         return self.spent < self.cap and self.spent + count * likely <= self.cap
 
     def add(self, cost: float) -> None:

@@ -344,7 +344,8 @@ def _session(
         if locked and session.lack.keys:
             raise locked
         if sampling.max_cost is not None:
-            budget.spent = sum(trace.cost for trace in session.traces())
+            costs = [trace.cost for trace in session.traces()]
+            budget.spent, budget.returned = sum(costs), len(costs)
         yield session
 
 
