@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
-from lm_eval import evaluator
+from lm_eval import evaluator, tasks
 from lm_eval.api.filter import Filter, FilterEnsemble
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
@@ -270,14 +272,14 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def evaluate_problems(lm: SamplerLM, tasks: Mapping[str, ProblemTask]) -> Outcome:
+def evaluate_problems(lm: SamplerLM, ours: Mapping[str, ProblemTask]) -> Outcome:
     """Run our tasks through lm-eval's evaluator. It blocks; call it in a process of its own."""
     _quiet()
     found = evaluator.evaluate(
-        lm, {"tasks": dict(tasks)}, bootstrap_iters=1, log_samples=False, apply_chat_template=True
+        lm, {"tasks": dict(ours)}, bootstrap_iters=1, log_samples=False, apply_chat_template=True
     )
     return Outcome(
-        {name: task.graded for name, task in tasks.items()}, _plain(found["results"]), lm.notes
+        {name: task.graded for name, task in ours.items()}, _plain(found["results"]), lm.notes
     )
 
 
@@ -293,11 +295,9 @@ def evaluate_stock(
 
     Log-likelihood tasks are asked without a chat template, as they are published.
     """
-    from lm_eval.tasks import TaskManager
-
     _quiet()
     try:
-        loaded = TaskManager().load(list(names))["tasks"]
+        loaded = tasks.TaskManager().load(list(names))["tasks"]
     except Exception as error:
         raise DataError(
             f"lm-eval cannot load {', '.join(names)}: {str(error).splitlines()[0]}",
@@ -326,12 +326,23 @@ def evaluate_stock(
     return outcome
 
 
-def lm_eval_names() -> list[str]:
-    """All tasks, groups and tags that lm-eval knows (it reads 14,000 files: some seconds)."""
-    from lm_eval.tasks import TaskManager
+def not_in_lm_eval(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of `names` that lm-eval does not know, and where there are any, all that it knows.
 
+    Its index of 14,000 files takes half a minute, so the names are looked for in the files'
+    text first, and the index decides only about those not found.
+    """
+    wanted = set(names)
+    line = re.compile(r"^(?:task|group|tag):[ \t]*[\"']?([\w.-]+)[\"']?[ \t]*$", re.MULTILINE)
+    for path in Path(tasks.__file__).parent.rglob("*.yaml"):
+        if not wanted:
+            return [], []
+        wanted -= set(line.findall(path.read_text(encoding="utf-8", errors="replace")))
+    if not wanted:
+        return [], []
     _quiet()
-    return list(TaskManager().all_tasks)
+    known = set(tasks.TaskManager().all_tasks)
+    return [name for name in names if name not in known], sorted(known)
 
 
 def _groups(

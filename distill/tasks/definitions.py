@@ -29,8 +29,8 @@ class Definition(Section):
     answer: str = "answer"
     answer_after: str | None = None
     wrong_choices: list[str] = Field(default_factory=list)
-    subject: str | None = "subject"
-    difficulty: str | None = "difficulty"
+    subject: str | None = None
+    difficulty: str | None = None
     grader: Literal["math", "choice", "recipe"] = "recipe"
     instruction: str | None = None
     size: int | None = Field(default=None, ge=1)

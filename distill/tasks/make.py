@@ -7,14 +7,16 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError, RecipeError
 from distill.records import BadLines, Problem, read_records, write_jsonl
-from distill.schema import Evaluation, TaskSpec
+from distill.schema import Evaluation, Problems, TaskSpec
+from distill.sources import ask
 from distill.step import write_atomically
 from distill.tables import fingerprint, read_rows
 from distill.tasks.definitions import (
@@ -46,7 +48,8 @@ def tasks_identity(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
             continue
         entry: dict[str, Any] = {"definition": definition.identity(), "limit": spec.limit}
         if spec.file or definition.dataset:
-            entry["data"] = fingerprint(**_where(spec, definition, folder))
+            with _or_a_file(spec):
+                entry["data"] = fingerprint(**_where(spec, definition, folder))
         identity[spec.name] = entry
     return identity
 
@@ -58,15 +61,18 @@ def make_tasks(
     folder: Path,
     instruction: str,
     out: Path,
+    system: str | None = None,
 ) -> None:
     """Write `out/<task>.jsonl` (Problem) for every task of ours, and `out/summary.json`.
 
     `heldout` is the file of the recipe's own held-out problems, `folder` where its relative paths
-    start. Tasks of lm-eval keep their own data: they are only checked to exist, and filters do
+    start; `instruction` and `system` are how the recipe asks its questions. Tasks of lm-eval keep their own data: they are only checked to exist, and filters do
     not see them. Raises RecipeError for an unknown task, DataError for missing data.
     """
     started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
     check_names(evaluation)
+    asked = Problems(instruction=instruction, system=system)
     foreign = [spec.name for spec in evaluation.tasks if define(spec) is None]
     if foreign:
         _check_foreign(foreign)
@@ -76,7 +82,7 @@ def make_tasks(
         definition = define(spec)
         if definition is None:
             continue
-        problems = _problems(spec, definition, heldout, folder, instruction, notes)
+        problems = _problems(spec, definition, heldout, folder, asked, notes)
         counts[spec.name] = write_jsonl(out / f"{spec.name}.jsonl", problems)
         if samples_of(spec, evaluation) < definition.samples and definition.samples > 8:
             notes.append(
@@ -109,7 +115,7 @@ def _problems(
     definition: Definition,
     heldout: Path,
     folder: Path,
-    instruction: str,
+    asked: Problems,
     notes: list[str],
 ) -> list[Problem]:
     if spec.name == HELDOUT and not (spec.file or spec.dataset):
@@ -121,8 +127,11 @@ def _problems(
             )
         return _limited(problems, spec, notes)
     bad = BadLines()
-    rows = read_rows(**_where(spec, definition, folder), bad=bad)
-    made = _from_rows(rows, spec.name, definition, definition.instruction or instruction, bad)
+    if definition.instruction is not None:
+        asked = asked.model_copy(update={"instruction": definition.instruction})
+    with _or_a_file(spec):
+        rows = read_rows(**_where(spec, definition, folder), bad=bad)
+        made = _from_rows(rows, spec.name, definition, asked, bad)
     problems = list({problem.id: problem for problem in made}.values())
     if not problems:
         raise DataError(
@@ -155,6 +164,20 @@ def _where(spec: TaskSpec, definition: Definition, folder: Path) -> dict[str, An
     }
 
 
+@contextmanager
+def _or_a_file(spec: TaskSpec) -> Iterator[None]:
+    """Data that cannot be had from the hub may lie in a file; the error says how to name it."""
+    try:
+        yield
+    except DataError as error:
+        if not spec.file:
+            error.hint += (
+                f"; or name a local file with rows {{problem, answer}}: "
+                f"evaluate.tasks: [{{name: {spec.name}, file: {spec.name}.jsonl}}]"
+            )
+        raise
+
+
 def _limited(problems: list[Problem], spec: TaskSpec, notes: list[str]) -> list[Problem]:
     """At most `limit` problems, by their hash: spread over a sorted data set, and stable."""
     if not spec.limit or spec.limit >= len(problems):
@@ -168,21 +191,19 @@ def _from_rows(
     rows: Iterable[Mapping[str, Any]],
     name: str,
     definition: Definition,
-    instruction: str,
+    asked: Problems,
     bad: BadLines,
 ) -> list[Problem]:
     problems = []
     for number, row in enumerate(rows, 1):
         try:
-            problems.append(_problem(row, name, definition, instruction))
+            problems.append(_problem(row, name, definition, asked))
         except ValueError as error:
             bad.add(f"{name} row {number}", str(error))
     return problems
 
 
-def _problem(
-    row: Mapping[str, Any], name: str, definition: Definition, instruction: str
-) -> Problem:
+def _problem(row: Mapping[str, Any], name: str, definition: Definition, asked: Problems) -> Problem:
     question = _cell(row, definition.question, "problem", "question")
     answer = _cell(row, definition.answer, "answer")
     if definition.answer_after and definition.answer_after in answer:
@@ -190,15 +211,15 @@ def _problem(
     statement, wrong = question, [row[c] for c in definition.wrong_choices if row.get(c)]
     if wrong:
         question, answer = _with_choices(question, answer, [str(w).strip() for w in wrong])
-    metadata = {"task": name}
+    metadata: dict[str, Any] = {"task": name}
     for key, column in (("subject", definition.subject), ("difficulty", definition.difficulty)):
-        if column and row.get(column) is not None:
-            metadata[key] = row[column]
+        value = row.get(column or key, row.get(key))
+        if value is not None:
+            metadata[key] = value
     if row.get("id") is not None:
         metadata["row"] = str(row["id"])
-    content = f"{question}\n\n{instruction}" if instruction else question
     return Problem(
-        messages=({"role": "user", "content": content},),
+        messages=ask(question, asked),
         gold=answer,
         source=definition.title or name,
         statement=statement,
@@ -227,13 +248,12 @@ def _with_choices(question: str, right: str, wrong: list[str]) -> tuple[str, str
 
 
 def _check_foreign(names: list[str]) -> None:
-    from distill.harness import lm_eval_names
+    from distill.harness import not_in_lm_eval
 
-    there = lm_eval_names()
-    for name in names:
-        if name not in there:
-            raise RecipeError(
-                f"unknown evaluation task '{name}'",
-                f"{nearest_names(name, there)} Ours: {', '.join(known_tasks())}; lm-eval's: "
-                "`lm-eval ls tasks`; your own: {name: ..., file: ...}".strip(),
-            )
+    unknown, there = not_in_lm_eval(names)
+    for name in unknown:
+        raise RecipeError(
+            f"unknown evaluation task '{name}'",
+            f"{nearest_names(name, there)} Ours: {', '.join(known_tasks())}; lm-eval's: "
+            "`lm-eval ls tasks`; your own: {name: ..., file: ...}".strip(),
+        )
