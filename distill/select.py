@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,14 @@ COLUMNS: Columns = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A kept trace: its key, its length and where its line starts in the file of traces.
-
-    `size` is in tokens, or in characters where nobody counted (`tokens` is 0 then).
+    """A kept trace: its key, its length in tokens (estimated where nobody counted them) and the
+    byte at which its line starts in the file of traces.
     """
 
     problem_id: str
     index: int
     tokens: int
-    size: int
+    counted: bool
     offset: int
 
 
@@ -72,7 +71,7 @@ def select_traces(
     """
     start = time.monotonic()
     asked = {p.id: p for p in read_records(Problem, problems)}
-    candidates = _candidates(traces, verdicts)
+    candidates = _candidates(asked, traces, verdicts)
     chosen = choose(candidates, config, seed)
     if not chosen:
         raise _nothing_left(verdicts)
@@ -97,8 +96,8 @@ def choose(candidates: Iterable[Candidate], config: Selection, seed: int) -> lis
     for candidate in candidates:
         groups[candidate.problem_id].append(candidate)
     order = {
-        "shortest": lambda c: (c.size, c.index),
-        "longest": lambda c: (-c.size, c.index),
+        "shortest": lambda c: (c.tokens, c.index),
+        "longest": lambda c: (-c.tokens, c.index),
         "random": lambda c: (_draw(seed, "sample", c.problem_id, c.index), c.index),
     }[config.by]
     best = {key: sorted(group, key=order)[: config.per_problem] for key, group in groups.items()}
@@ -113,7 +112,7 @@ def _draw(seed: int, *what: object) -> bytes:
     return hashlib.sha256("\0".join(map(str, (seed, *what))).encode()).digest()
 
 
-def _candidates(traces: Path, verdicts: Path) -> Iterator[Candidate]:
+def _candidates(problems: Container[str], traces: Path, verdicts: Path) -> Iterator[Candidate]:
     """The kept traces. Verdicts and traces stand in the same order."""
     rows = _lines(traces)
     for verdict in read_records(Verdict, verdicts):
@@ -125,10 +124,15 @@ def _candidates(traces: Path, verdicts: Path) -> Iterator[Candidate]:
                 f"{row.get('problem_id')}",
                 "filter the traces again",
             )
+        if verdict.problem_id not in problems:
+            raise DataError(
+                f"sample {verdict.index} of problem {verdict.problem_id} has no problem",
+                "traces and problems belong to different runs",
+            )
         if verdict.kept:
-            tokens = int(row.get("completion_tokens") or 0)
-            size = tokens or len(row.get("text", ""))
-            yield Candidate(verdict.problem_id, verdict.index, tokens, size, offset)
+            counted = int(row.get("completion_tokens") or 0)
+            tokens = counted or round(len(row.get("text", "")) / CHARS_PER_TOKEN)
+            yield Candidate(verdict.problem_id, verdict.index, tokens, bool(counted), offset)
     if next(rows, None) is not None:
         raise DataError(f"{traces} has more traces than {verdicts} verdicts", "filter them again")
 
@@ -149,11 +153,6 @@ def _examples(
     """The examples in the order of `chosen`, each trace read from its place in the file."""
     with traces.open("rb") as file:
         for candidate in chosen:
-            if candidate.problem_id not in problems:
-                raise DataError(
-                    f"sample {candidate.index} of problem {candidate.problem_id} has no problem",
-                    "traces and problems belong to different runs",
-                )
             file.seek(candidate.offset)
             trace = from_row(Trace, json.loads(file.readline()))
             problem = problems[candidate.problem_id]
@@ -193,8 +192,8 @@ def _summary(
     for key in solved:
         sources[problems[key].source]["problems"] += 1
     notes = []
-    sizes = [c.tokens or round(c.size / CHARS_PER_TOKEN) for c in chosen]
-    unknown = sum(not c.tokens for c in chosen)
+    sizes = [c.tokens for c in chosen]
+    unknown = sum(not c.counted for c in chosen)
     if unknown:
         notes.append(
             f"{unknown} of {len(chosen)} traces came without a token count; theirs is "

@@ -108,7 +108,7 @@ def test_same_input_gives_the_same_bytes_and_seeds_differ(tmp_path: Path) -> Non
 
 
 def candidate(problem: str, index: int, size: int = 1) -> Candidate:
-    return Candidate(problem, index, size, size, 0)
+    return Candidate(problem, index, size, True, 0)
 
 
 def test_shortest_and_longest_with_ties() -> None:
@@ -167,4 +167,12 @@ def test_verdicts_of_other_traces_are_refused(tmp_path: Path) -> None:
         select(tmp_path)
     write_jsonl(tmp_path / "verdicts.jsonl", rows[:-1])
     with pytest.raises(DataError, match="more traces"):
+        select(tmp_path)
+
+
+def test_traces_without_a_problem_are_refused(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    rows = list(read_jsonl(tmp_path / "problems.jsonl"))
+    write_jsonl(tmp_path / "problems.jsonl", rows[1:])
+    with pytest.raises(DataError, match="has no problem"):
         select(tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 
 from distill.errors import DataError, DistillError
 from distill.filter.parts import Item, Part, build, filters_identity
+from distill.progress import Progress
 from distill.records import (
     Grade,
     Problem,
@@ -64,9 +65,13 @@ def filter_traces(
     def items() -> Iterator[Item]:
         return read_items(asked, traces, grades)
 
-    for group in _groups(chain):
-        _judge(group, chain, alone, tally, items)
-        tally.check_errors()
+    groups = _groups(chain)
+    with Progress("filter", len(groups) * _count_lines(grades), "judged") as progress:
+        for group in groups:
+            _judge(group, chain, alone, tally, items, progress)
+            tally.check_errors()
+    for note in tally.notes():
+        log.warning(note)
     verdicts = write_jsonl(out / "verdicts.jsonl", tally.verdicts(items()))
     notes = [note for part in chain for note in getattr(part.call, "notes", [])]
     summary = tally.summary(chain, verdicts) | {
@@ -157,6 +162,11 @@ class _Tally:
         ]
 
 
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
 def _groups(chain: Sequence[Part]) -> list[range]:
     """Stretches of the chain that one pass over the traces can judge.
 
@@ -172,6 +182,7 @@ def _judge(
     alone: Sequence[Part],
     tally: _Tally,
     items: Callable[[], Iterator[Item]],
+    progress: Progress,
 ) -> None:
     """Put all traces to one stretch of the chain, and to each of its filters by itself."""
     first = group.start
@@ -191,6 +202,7 @@ def _judge(
             if part.needs_corpus:
                 reason = _ask(alone[number], item, None)
             tally.solo[part.label] += reason is not None
+        progress.update(dropped=len(tally.objections))
 
 
 def _prepare(part: Part, items: Iterator[Item]) -> None:
