@@ -66,8 +66,9 @@ def make_tasks(
     """Write `out/<task>.jsonl` (Problem) for every task of ours, and `out/summary.json`.
 
     `heldout` is the file of the recipe's own held-out problems, `folder` where its relative paths
-    start; `instruction` and `system` are how the recipe asks its questions. Tasks of lm-eval keep their own data: they are only checked to exist, and filters do
-    not see them. Raises RecipeError for an unknown task, DataError for missing data.
+    start; `instruction` and `system` are how the recipe asks its questions. Tasks of lm-eval
+    keep their own data: they are only checked to exist, and filters do not see them. Raises
+    RecipeError for an unknown task, DataError for missing data.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
