@@ -31,7 +31,7 @@ from distill.records import Problem, Trace, read_records, write_jsonl
 from distill.sample import sample
 from distill.schema import Evaluation, Grading, Sampling
 from distill.step import write_atomically
-from distill.tasks.definitions import define, grading_for, max_tokens_of, samples_of
+from distill.tasks.definitions import define, grading_for, limited, max_tokens_of, samples_of
 
 if TYPE_CHECKING:
     from distill.harness import Graded, Outcome
@@ -50,6 +50,7 @@ class Plan:
 
     name: str
     problems: list[Problem]
+    available: int
     sampling: Sampling
     grading: Grading
 
@@ -145,8 +146,11 @@ def plan_tasks(evaluation: Evaluation, tasks_dir: Path, grading: Grading) -> lis
             top_p=evaluation.top_p,
             max_tokens=max_tokens_of(definition, evaluation),
         )
-        problems = list(read_records(Problem, path))
-        plans.append(Plan(spec.name, problems, sampling, grading_for(definition, grading)))
+        there = list(read_records(Problem, path))
+        problems = limited(there, spec, evaluation)
+        plans.append(
+            Plan(spec.name, problems, len(there), sampling, grading_for(definition, grading))
+        )
     return plans
 
 
@@ -300,6 +304,11 @@ class Evaluator:
         task["max_tokens"] = plan.sampling.max_tokens
         for role, model in task["models"].items():
             model["lm_eval"] = self.lm_eval[role].get(plan.name, {})
+        if plan.available > len(plan.problems):
+            self.tally.note(
+                f"{plan.name}: {len(plan.problems)} of its {plan.available} problems, as the "
+                "recipe limits it"
+            )
         left_out = task["problems"] - task["judged"]
         if left_out:
             self.tally.note(

@@ -232,6 +232,13 @@ def test_several_tasks_with_different_k_and_a_problem_in_both(place: Path) -> No
     assert all(text[r["role"], r["problem_id"], r["index"]] == r["text"] for r in both)
 
 
+def test_a_limit_is_kept_and_said(place: Path) -> None:
+    results, rows, summary = evaluate(place, [fake("base", skill=0.5)], limit=5)
+    assert results["tasks"]["heldout"]["problems"] == 5
+    assert len(rows) == 20
+    assert "heldout: 5 of its 20 problems, as the recipe limits it" in summary["notes"]
+
+
 def test_fewshot_asks_for_a_completion_and_stops_at_the_next_question(place: Path) -> None:
     train = sums(30, seed=9)
     prefix, shots = fewshot_prefix(train, 3, without={train[0].id})

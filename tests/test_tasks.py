@@ -17,6 +17,7 @@ from distill.tasks.definitions import (
     define,
     grading_for,
     known_tasks,
+    limited,
     max_tokens_of,
     nearest_names,
     samples_of,
@@ -148,16 +149,15 @@ def test_a_file_without_the_columns_names_those_it_has(tmp_path: Path) -> None:
     assert "it has: prompt, target" in caught.value.hint
 
 
-def test_a_limit_takes_the_same_problems_whatever_their_order(tmp_path: Path) -> None:
-    rows = [{"problem": f"p{i}", "answer": str(i)} for i in range(40)]
-    first, summary = made(tmp_path, {**local(tmp_path, "mine", rows), "limit": 7})
-    second, _ = made(tmp_path, {**local(tmp_path, "mine", rows[::-1]), "limit": 7})
-    assert len(first["mine"]) == 7
-    assert {p.id for p in first["mine"]} == {p.id for p in second["mine"]}
-    assert [int(p.gold or "") for p in first["mine"]] == sorted(
-        int(p.gold or "") for p in first["mine"]
-    )
-    assert "mine: 7 of 40 problems, as the recipe limits it" in summary["notes"]
+def test_a_limit_takes_the_same_problems_whatever_their_order() -> None:
+    problems = [Problem(messages=({"role": "user", "content": f"p{i}"},)) for i in range(40)]
+    spec, evaluation = TaskSpec(name="mine", limit=7), Evaluation(limit=3)
+    first = limited(problems, spec, evaluation)
+    assert len(first) == 7
+    assert first == [p for p in problems if p in first]
+    assert limited(problems[::-1], spec, evaluation) == first[::-1]
+    assert len(limited(problems, TaskSpec(name="mine"), evaluation)) == 3
+    assert limited(problems, TaskSpec(name="mine"), Evaluation()) == problems
 
 
 def test_missing_data_names_the_download_and_the_file_key(
@@ -180,7 +180,7 @@ def test_the_identity_follows_the_data_and_not_the_sampling(tmp_path: Path) -> N
         return tasks_identity(Evaluation.model_validate({"tasks": [spec], **asked}), tmp_path)
 
     first = identity()
-    assert first == identity(samples=64, max_tokens=5, temperature=0)
+    assert first == identity(samples=64, max_tokens=5, temperature=0, limit=1)
     local(tmp_path, "mine", [{"problem": "p", "answer": "2"}])
     assert first != identity()
     assert json.dumps(first)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field
 
 from distill.errors import RecipeError
+from distill.records import Problem
 from distill.schema import Evaluation, Grading, PartSpec, Section, TaskSpec
 
 HELDOUT = "heldout"
@@ -92,6 +93,13 @@ def grading_for(definition: Definition, recipe: Grading) -> Grading:
 def samples_of(spec: TaskSpec, evaluation: Evaluation) -> int:
     """k of a task: its own `samples` in the recipe, else the evaluation's."""
     return spec.samples or evaluation.samples
+
+
+def limited(problems: list[Problem], spec: TaskSpec, evaluation: Evaluation) -> list[Problem]:
+    """At most `limit` problems, chosen by hash: spread over a sorted data set, and stable."""
+    limit = spec.limit or evaluation.limit or len(problems)
+    chosen = set(sorted(problem.id for problem in problems)[:limit])
+    return [problem for problem in problems if problem.id in chosen]
 
 
 def max_tokens_of(definition: Definition, evaluation: Evaluation) -> int:

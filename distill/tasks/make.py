@@ -37,7 +37,7 @@ LETTERS = "ABCDEFGHIJ"
 def tasks_identity(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     """What decides the problems of all tasks: definitions, and hashes or commits of their data.
 
-    How often and with what limits they are sampled is not part of it.
+    How many of them are sampled, how often and with what limits is not part of it.
     """
     check_names(evaluation)
     identity: dict[str, Any] = {}
@@ -46,7 +46,7 @@ def tasks_identity(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
         if definition is None:
             identity[spec.name] = {"lm-eval": version("lm-eval")}
             continue
-        entry: dict[str, Any] = {"definition": definition.identity(), "limit": spec.limit}
+        entry: dict[str, Any] = {"definition": definition.identity()}
         if spec.file or definition.dataset:
             with _or_a_file(spec):
                 entry["data"] = fingerprint(**_where(spec, definition, folder))
@@ -65,6 +65,7 @@ def make_tasks(
 ) -> None:
     """Write `out/<task>.jsonl` (Problem) for every task of ours, and `out/summary.json`.
 
+    All problems are written, whatever a `limit` says: training data must not overlap with any.
     `heldout` is the file of the recipe's own held-out problems, `folder` where its relative paths
     start; `instruction` and `system` are how the recipe asks its questions. Tasks of lm-eval
     keep their own data: they are only checked to exist, and filters do not see them. Raises
@@ -126,7 +127,7 @@ def _problems(
                 "the recipe evaluates on `heldout`, but holds no problems out",
                 "set problems.heldout to a share such as 0.1, or evaluate.tasks to other tasks",
             )
-        return _limited(problems, spec, notes)
+        return problems
     bad = BadLines()
     if definition.instruction is not None:
         asked = asked.model_copy(update={"instruction": definition.instruction})
@@ -146,7 +147,7 @@ def _problems(
             notes.append(f"{spec.name}: {count} {what}{first}")
     if definition.size and len(problems) != definition.size:
         notes.append(f"{spec.name}: {len(problems)} problems, where {definition.size} are known")
-    return _limited(problems, spec, notes)
+    return problems
 
 
 def _where(spec: TaskSpec, definition: Definition, folder: Path) -> dict[str, Any]:
@@ -177,15 +178,6 @@ def _or_a_file(spec: TaskSpec) -> Iterator[None]:
                 f"evaluate.tasks: [{{name: {spec.name}, file: {spec.name}.jsonl}}]"
             )
         raise
-
-
-def _limited(problems: list[Problem], spec: TaskSpec, notes: list[str]) -> list[Problem]:
-    """At most `limit` problems, by their hash: spread over a sorted data set, and stable."""
-    if not spec.limit or spec.limit >= len(problems):
-        return problems
-    chosen = set(sorted(problem.id for problem in problems)[: spec.limit])
-    notes.append(f"{spec.name}: {spec.limit} of {len(problems)} problems, as the recipe limits it")
-    return [problem for problem in problems if problem.id in chosen]
 
 
 def _from_rows(
