@@ -1,81 +1,81 @@
-"""Models of a few thousand random weights and a tokenizer of characters, made on the spot."""
+"""Randomly initialised models of the recipes' architectures, two layers deep, with a tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-ALPHABET = "0123456789+-=*().,:?! abcdefghijklmnopqrstuvwxyz\n"
-SPECIALS = ["<pad>", "<bos>", "<eos>", "<user>", "<bot>"]
-TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m.role == 'user' %}<user>{{ m.content }}{% else %}<bot>{{ m.content }}<eos>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-)
-OPENING = TEMPLATE.replace("<bot>{% endif %}", "<bot><think>\n{% endif %}")
+TEXT = ["What is 3 + 4 ? Add 3 and 4: that makes 7.", "Please reason step by step", "0123456789"]
 
-
-def tokenizer(template: str | None = TEMPLATE, *, special_tags: bool = False) -> Any:
-    """One token for a character, five control tokens, and the think tags."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: i for i, word in enumerate([*SPECIALS, "<think>", "</think>", *ALPHABET])}
-    core = Tokenizer(models.WordLevel(words, unk_token="?"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.add_special_tokens(SPECIALS)
-    core.add_tokens([AddedToken(t, special=special_tags) for t in ("<think>", "</think>")])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
-    fast.chat_template = template
-    return fast
+QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LLAMA_TOKENS = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|finetune_right_pad_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
 
 
-def config(kind: str = "qwen2", **changes: Any) -> Any:
-    """A configuration of one of transformers' families, small enough for a test."""
-    from transformers import AutoConfig
+def save_tiny_model(family: str, folder: Path, *, tied: bool = False) -> Path:
+    """A `qwen2` or `llama` model of about 100k parameters, with the family's special tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    settings = {
-        "vocab_size": len(SPECIALS) + 2 + len(ALPHABET),
-        "hidden_size": 32,
-        "intermediate_size": 64,
+    torch.manual_seed(0)
+    vocabulary = _save_tokenizer(family, folder)
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 96,
-        "initializer_range": 0.5,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        "tie_word_embeddings": tied,
     }
-    return AutoConfig.for_model(kind, **{**settings, **changes})
-
-
-def model(kind: str = "qwen2", *, seed: int = 0, **changes: Any) -> Any:
-    """A causal model with random weights, wide enough spread that greedy has no ties."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config(kind, **changes)).eval()
-
-
-def save(
-    folder: Path,
-    kind: str = "llama",
-    *,
-    template: str | None = TEMPLATE,
-    special_tags: bool = False,
-    **changes: Any,
-) -> Path:
-    """Model and tokenizer as a model folder.
-
-    Not Qwen2 by default: transformers 5 gives every folder of that family Qwen's own
-    splitting, whatever its tokenizer.json says.
-    """
-    model(kind, **changes).save_pretrained(folder)
-    tokenizer(template, special_tags=special_tags).save_pretrained(folder)
+    if family == "qwen2":
+        # The positions and RoPE base of Qwen2.5-Math, which its recipes change.
+        config = Qwen2Config(
+            **shape,
+            max_position_embeddings=4096,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+    else:
+        config = LlamaConfig(
+            **shape,
+            max_position_embeddings=131072,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def _save_tokenizer(family: str, folder: Path) -> int:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = QWEN_TOKENS if family == "qwen2" else LLAMA_TOKENS
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    names = {"eos_token": special[0]}
+    if family == "llama":
+        # Llama 3's tokenizer writes the BOS itself, and so does its template: doubling is a trap.
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+        )
+        names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.save_pretrained(folder)
+    return len(fast)
