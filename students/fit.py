@@ -310,6 +310,7 @@ def _export(
     )
     if student.get("method", "full") != "full":
         trainer.save_model(str(job.out / "adapter"))
+        (job.out / "adapter" / "training_args.bin").unlink(missing_ok=True)
         model = (
             export.merge(job.out / "adapter", prepared, student, on.dtype) if on.rank == 0 else None
         )
