@@ -159,7 +159,8 @@ class Session:
         self.can: Capabilities = getattr(buyer.teacher, "capabilities", Capabilities())
         self.batch_size = None
         if hasattr(buyer.teacher, "complete_batch"):
-            self.batch_size = self.can.batch_size or DEFAULT_BATCH
+            alone = None if hasattr(buyer.teacher, "complete") else DEFAULT_BATCH
+            self.batch_size = self.can.batch_size or alone
         self.seconds = 0.0
         self.stopping = False
         self.lack = lack(self.problems, self.sampling, pool, self.can, self.batch_size)
@@ -289,20 +290,20 @@ def notes(session: Session, tally: Tally) -> list[str]:
     sampling, pool = session.sampling, session.pool
     not_honoured = ignored(session.can, sampling)
     counted = [
-        (session.repeated, "problems were given twice and are sampled once"),
+        (session.repeated, "problems given twice and sampled once"),
         (
             session.lack.kept_cut,
-            f"traces were cut off below the present limit of {sampling.max_tokens:,} tokens and"
-            " stay so: this engine cannot go on from a prefix",
+            f"traces cut off below the present limit of {sampling.max_tokens:,} tokens that stay"
+            " so, because this engine cannot go on from them",
         ),
-        (session.lack.full, "traces are cut off where the teacher's context ended"),
-        (tally.longer, "traces from the pool are longer than the present max_tokens"),
-        (tally.flags["surrogates"], "traces held lone surrogates, now U+FFFD"),
-        (tally.flags["cost_estimated"], "traces came without a token count: cost estimated"),
-        (len(session.failures), "requests failed, see failures.jsonl"),
-        (pool.bad, "damaged lines of the pool were passed over"),
+        (session.lack.full, "traces cut off where the teacher's context ended"),
+        (tally.longer, "traces from the pool longer than the present max_tokens"),
+        (tally.flags["surrogates"], "traces with lone surrogates, now U+FFFD"),
+        (tally.flags["cost_estimated"], "traces without a token count, their cost estimated"),
+        (len(session.failures), "failed requests, see failures.jsonl"),
+        (pool.bad, "damaged lines of the pool, passed over"),
     ]
-    said = [f"{count:,} {text}" for count, text in counted if count]
+    said = [f"{text}: {count:,}" for count, text in counted if count]
     if not_honoured:
         said.append(f"the engine does not honour: {', '.join(not_honoured)}")
     if sampling.temperature == 0 and sampling.n > 1:
@@ -329,6 +330,11 @@ def _session(
         raise UsageError(
             f"the teacher {type(teacher).__name__} has no identity",
             "give it a string `identity` that names its weights and its template",
+        )
+    if isinstance(teacher, type) or not isinstance(teacher, Teacher | BatchTeacher):
+        raise UsageError(
+            f"the teacher {teacher!r} cannot be asked",
+            "pass an object with `identity`, `capabilities` and `complete` or `complete_batch`",
         )
     key, content = generation_key(identity, sampling, seed)
     locked: PoolLocked | None = None

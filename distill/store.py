@@ -151,12 +151,13 @@ class TracePool:
         if place is None:
             return None
         number, length = self._file[place], self._length[place]
-        line = os.pread(self._reader(number), length, self._offset[place])
-        if not _whole(line):
-            raise StoreError(
-                f"{self._paths[number]} changed while it was read", "run the same command again"
-            )
-        return from_row(Trace, json.loads(line))
+        with contextlib.suppress(OSError):
+            line = os.pread(self._reader(number), length, self._offset[place])
+            if _whole(line):
+                return from_row(Trace, json.loads(line))
+        raise StoreError(
+            f"{self._paths[number]} changed while it was read", "run the same command again"
+        )
 
     def traces(self, keys: Iterable[TraceKey] | None = None) -> Iterator[Trace]:
         """The traces of `keys` that are stored, in that order; by default all, oldest first."""
@@ -193,7 +194,10 @@ class TracePool:
         return len(fresh)
 
     def close(self) -> None:
-        """Sync, close all files and give the lock back. May be called twice."""
+        """Sync, close all files and give the lock back. May be called twice.
+
+        Raises StoreError if the disk did not take what was written.
+        """
         for reader in self._readers.values():
             os.close(reader)
         self._readers.clear()
@@ -204,6 +208,11 @@ class TracePool:
             if out is not None:
                 try:
                     os.fsync(out)
+                except OSError as error:
+                    raise StoreError(
+                        f"the trace pool {self.folder} could not be synced: {error.strerror}",
+                        "see to the disk and run the same command again",
+                    ) from error
                 finally:
                     os.close(out)
         finally:
@@ -312,11 +321,13 @@ class TracePool:
         out = os.open(path, flags, 0o666)
         self._paths.append(path)
         self._end = 0
-        folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # The new name must survive a power cut too; not every file system can promise it.
+        with contextlib.suppress(OSError):
+            folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         return out
 
     def _write(self, data: bytes) -> tuple[int, OSError | None]:

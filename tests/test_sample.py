@@ -107,7 +107,7 @@ def test_problems_may_be_added_and_reordered(tmp_path: Path) -> None:
 def test_a_problem_given_twice_is_sampled_once(tmp_path: Path) -> None:
     result = sample(questions(2) * 2, Echo(), Sampling(n=2), seed=0, pool_root=tmp_path)
     assert told(result, "problems", "wanted", "bought") == [2, 4, 4]
-    assert "2 problems were given twice" in result.summary["notes"][0]
+    assert result.summary["notes"] == ["problems given twice and sampled once: 2"]
 
 
 @pytest.mark.parametrize("kind", [Echo, Batch])
@@ -242,7 +242,7 @@ def test_lone_surrogates_are_replaced_and_flagged(tmp_path: Path) -> None:
     result = buy(Says("a\ud83d<think>\udc00", served_model="m\ud800", prompt="\udfff"), tmp_path)
     assert result.traces[0].text == "a\ufffd<think>\ufffd"
     assert result.traces[0].flags == ("surrogates",)
-    assert "12 traces held lone surrogates" in result.summary["notes"][0]
+    assert result.summary["notes"] == ["traces with lone surrogates, now U+FFFD: 12"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -356,8 +356,13 @@ def test_backoff_doubles_up_to_a_limit_with_full_jitter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bounds: list[float] = []
+
+    def least(low: float, high: float) -> float:
+        bounds.append(high)
+        return low
+
     monkeypatch.setattr(distill.buy, "BACKOFF_MOST_S", 60.0)
-    monkeypatch.setattr(distill.buy.random, "uniform", lambda low, high: bounds.append(high) or 0.0)
+    monkeypatch.setattr(distill.buy.random, "uniform", least)
     buy(Flaky(BUSY, times=8), tmp_path, n=1, count=1, retries=8)
     assert bounds == [1, 2, 4, 8, 16, 32, 60, 60]
 
@@ -443,7 +448,7 @@ def test_a_few_failures_leave_the_step_done_and_many_do_not(tmp_path: Path) -> N
         "error": "too long",
         "attempts": 1,
     }
-    assert any("1 requests failed" in note for note in summary["notes"])
+    assert summary["notes"] == ["failed requests, see failures.jsonl: 1"]
     (tmp_path / "out/summary.json").unlink()
     two = questions(10)[4].id
     with pytest.raises(DistillError, match=r"2 of 22 requests failed; 2 of them: \w") as caught:
@@ -497,7 +502,7 @@ def test_one_after_the_other_passes_the_cap_by_one_surprise_at_most(
 def test_without_a_token_count_the_cost_is_estimated_and_said(tmp_path: Path) -> None:
     result = buy(Says("x" * 300), tmp_path, prices=(0, 1))
     assert result.traces[0].cost == pytest.approx(100 / 1e6)
-    assert "12 traces came without a token count: cost estimated" in result.summary["notes"]
+    assert result.summary["notes"] == ["traces without a token count, their cost estimated: 12"]
     assert buy(Says("x"), tmp_path, seed=1).traces[0].flags == ()
 
 
@@ -565,7 +570,7 @@ def test_a_cut_trace_is_gone_on_with_under_a_higher_limit(
     low = buy(teacher, tmp_path, max_tokens=4)
     assert len(teacher.asked) == 12
     assert [t.text for t in low.traces] == [t.text for t in last.traces]
-    assert "12 traces from the pool are longer than the present max_tokens" in low.summary["notes"]
+    assert low.summary["notes"] == ["traces from the pool longer than the present max_tokens: 12"]
 
 
 def test_an_engine_without_prefix_keeps_what_was_cut(tmp_path: Path) -> None:
@@ -577,7 +582,7 @@ def test_an_engine_without_prefix_keeps_what_was_cut(tmp_path: Path) -> None:
     same = buy(teacher, tmp_path, max_tokens=9)
     assert teacher.asked == []
     assert same.traces == cut.traces
-    assert "12 traces were cut off below the present limit of 9 tokens" in same.summary["notes"][0]
+    assert "traces cut off below the present limit of 9 tokens" in same.summary["notes"][0]
 
 
 def test_what_the_engine_itself_cut_is_not_asked_for_again_under_the_same_limit(
@@ -594,7 +599,7 @@ def test_what_the_engine_itself_cut_is_not_asked_for_again_under_the_same_limit(
     assert buy(teacher, tmp_path, max_tokens=60).summary["bought"] == 12
     full = buy(teacher, tmp_path, max_tokens=70)
     assert full.summary["bought"] == 0
-    assert "12 traces are cut off where the teacher's context ended" in full.summary["notes"]
+    assert full.summary["notes"] == ["traces cut off where the teacher's context ended: 12"]
 
 
 def test_a_continuation_that_fails_leaves_the_trace_as_it_was(tmp_path: Path) -> None:
@@ -631,10 +636,21 @@ class SlowBatch(Batch):
         time.sleep(0.02)
         return super().complete_batch(requests)
 
-folder = Path(sys.argv[2])
+folder, kind = Path(sys.argv[2]), sys.argv[3]
+
+def run():
+    teacher = SlowBatch() if "Batch" in kind else Slow()
+    run_sample(folder / "problems.jsonl", teacher, Sampling(n=4, concurrency=3), seed=0,
+        pool_root=folder / "pool", prices=(0, 1), out=folder)
+
+async def cell():
+    run()
+
 print("ready", flush=True)
-run_sample(folder / "problems.jsonl", {"Slow": Slow, "SlowBatch": SlowBatch}[sys.argv[3]](),
-    Sampling(n=4, concurrency=3), seed=0, pool_root=folder / "pool", prices=(0, 1), out=folder)
+if "Notebook" in kind:
+    asyncio.new_event_loop().run_until_complete(cell())
+else:
+    run()
 """
 
 
@@ -677,7 +693,7 @@ def test_killed_and_resumed_is_the_same_as_undisturbed(tmp_path: Path, kind: str
     assert summary["bought"] == 56 - summary["reused"]
 
 
-@pytest.mark.parametrize("kind", ["Slow", "SlowBatch"])
+@pytest.mark.parametrize("kind", ["Slow", "SlowBatch", "SlowNotebook"])
 def test_ctrl_c_stops_cleanly_and_keeps_what_arrived(tmp_path: Path, kind: str) -> None:
     write_jsonl(tmp_path / "problems.jsonl", questions(14))
     with run_in_a_process(tmp_path, kind) as process:
@@ -704,7 +720,7 @@ def test_a_damaged_pool_is_said_and_mended(tmp_path: Path) -> None:
     segment.write_bytes(raw)
     mended = buy(Echo(), tmp_path)
     assert told(mended, "bought", "reused") == [1, 11]
-    assert "1 damaged lines of the pool were passed over" in mended.summary["notes"]
+    assert mended.summary["notes"] == ["damaged lines of the pool, passed over: 1"]
     assert list(map(bare, mended.traces)) == list(map(bare, whole.traces))
 
 
@@ -800,7 +816,58 @@ def test_progress_counts_traces_and_live_tokens(tmp_path: Path) -> None:
     assert "tokens 120" in progress.line()
 
 
+def save_model(folder: Path) -> None:
+    """A model of random weights over single characters."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<think>", "</think>", *"0123456789 +=?\n"]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?think>|[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    tokenizer.chat_template = "{{ messages[0].content }}<think>\n"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    ends = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    config = LlamaConfig(
+        vocab_size=len(words), num_hidden_layers=1, initializer_range=0.5, **sizes, **ends
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_the_embedded_engine_goes_on_from_what_it_has(tmp_path: Path) -> None:
+    from distill.teachers.transformers import TransformersTeacher
+
+    save_model(tmp_path / "model")
+
+    def traces(root: str, n: int, max_tokens: int) -> list[Trace]:
+        teacher = TransformersTeacher(str(tmp_path / "model"), batch_size=4)
+        done = buy(teacher, tmp_path / root, n=n, max_tokens=max_tokens, temperature=1.0)
+        return list(map(bare, done.traces))
+
+    traces("steps", 1, 10)
+    short = traces("once", 2, 10)
+    assert traces("steps", 2, 10) == short
+    longer = traces("once", 2, 20)
+    assert longer == traces("steps", 2, 20)
+    assert any(t.segment for t in longer)
+    for before, after in zip(short, longer, strict=True):
+        assert before.token_ids is not None
+        assert after.token_ids is not None
+        assert after.token_ids[: len(before.token_ids)] == before.token_ids
+        assert after.completion_tokens == len(after.token_ids) <= 20
+
+
 # -- refusals ------------------------------------------------------------------------------------
+
+
+class Silent:
+    identity = "silent"
+    capabilities = Capabilities()
 
 
 def test_no_problems_and_no_identity_are_refused(tmp_path: Path) -> None:
@@ -810,6 +877,10 @@ def test_no_problems_and_no_identity_are_refused(tmp_path: Path) -> None:
     teacher.identity = ""
     with pytest.raises(UsageError, match="Echo has no identity"):
         buy(teacher, tmp_path)
+    with pytest.raises(UsageError, match="cannot be asked"):
+        buy(Echo, tmp_path)
+    with pytest.raises(UsageError, match="cannot be asked"):
+        buy(Silent(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
