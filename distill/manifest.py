@@ -46,7 +46,7 @@ HIDDEN = "***"
 
 _SECRET_KEY = re.compile(
     r"(^|[_.-])(api[_-]?key|secret|password|passwd|authorization|credentials?"
-    r"|(hf|auth|access|bearer|api)[_-]?token)$|^token$",
+    r"|(hf|auth|access|bearer|api)[_-]?token)$|(^|[.-])token$",
     re.IGNORECASE,
 )
 # Shapes of well-known tokens: OpenAI and similar, Hugging Face, GitHub, AWS, JSON web tokens.

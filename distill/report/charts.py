@@ -26,6 +26,8 @@ VARIABLES = {
 }
 WIDE, NARROW = 660, 340
 """CSS pixels; the figure's unit is one pixel at its natural size."""
+RIGHT, BOTTOM, TOP = 28, 46, 6
+"""Margins around the axes in pixels; `100%` under the last tick needs the one on the right."""
 
 Draw = Callable[[Any, bool], None]
 """Draws on matplotlib axes; the flag says whether the column is narrow."""
@@ -47,6 +49,8 @@ def results_chart(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
         if not narrow:
             axes.set_yticks(range(len(rows)), [role_name(r["role"]) for r in reversed(rows)])
             axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=14, pad=12)
+            for label, row in zip(axes.get_yticklabels(), reversed(rows), strict=True):
+                label.set_weight("bold" if row["role"] == "student" else "normal")
         axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100%"])
         axes.tick_params(axis="x", length=0)
         axes.spines["left"].set_visible(False)
@@ -59,8 +63,9 @@ def results_chart(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
         f"pass@1 on {task} with 95% intervals",
         told,
         draw,
-        height=34 + 54 * len(rows),
+        height=BOTTOM + TOP + 54 * len(rows),
         wide=520,
+        left=(30 + 8 * max(len(role_name(row["role"])) for row in rows), 6),
     )
 
 
@@ -92,13 +97,16 @@ def pass_rate_chart(rates: Mapping[str, Any]) -> str:
         axes.set_xticks(list(places)[::step], rates["labels"][::step])
         axes.set_xlabel(rates["axis"])
         axes.yaxis.set_major_locator(_ticks(5))
+        axes.yaxis.set_major_formatter(lambda y, _: count(y))
         axes.set_ylabel("problems")
 
     told = "; ".join(
         f"{label}: {b} problems, {a} of them selected"
         for label, b, a in zip(rates["labels"], rates["before"], rates["after"], strict=True)
     )
-    return _figure("rates", "How often the teacher was right, by problem", told, draw, wide=500)
+    room = _room(max(rates["before"]))
+    title = "How often the teacher was right, by problem"
+    return _figure("rates", title, told, draw, wide=500, left=room)
 
 
 def lengths_chart(lengths: Mapping[str, Any]) -> str:
@@ -110,6 +118,7 @@ def lengths_chart(lengths: Mapping[str, Any]) -> str:
         axes.stairs(lengths["after"]["counts"], edges, fill=True, color=ACCENT)
         axes.set_xlabel(lengths["unit"])
         axes.yaxis.set_major_locator(_ticks(5))
+        axes.yaxis.set_major_formatter(lambda y, _: count(y))
         axes.set_ylabel("traces")
         axes.set_xlim(0, edges[-1])
         axes.xaxis.set_major_locator(_ticks(4 if narrow else 6))
@@ -119,7 +128,8 @@ def lengths_chart(lengths: Mapping[str, Any]) -> str:
     told = f"{plural(before['n'], 'trace')} sampled, median {count(before['p50'])}"
     if after:
         told += f"; {count(after['n'])} trained on, median {count(after['p50'])}"
-    return _figure("lengths", f"Lengths of the traces in {lengths['unit']}", told, draw, wide=500)
+    room, title = _room(max(lengths["before"]["counts"])), f"Lengths in {lengths['unit']}"
+    return _figure("lengths", title, told, draw, wide=500, left=room)
 
 
 def loss_chart(curve: Sequence[Mapping[str, Any]]) -> str:
@@ -148,18 +158,39 @@ def _ticks(number: int) -> Any:
 
 
 def _figure(
-    name: str, title: str, told: str, draw: Draw, *, height: int = 260, wide: int = WIDE
+    name: str,
+    title: str,
+    told: str,
+    draw: Draw,
+    *,
+    height: int = 260,
+    wide: int = WIDE,
+    left: tuple[int, int] = (64, 64),
 ) -> str:
-    """Both drawings of a chart; the style sheet shows the one that fits."""
-    parts = [
-        _svg(f"{name}-{size}", title, told, draw, width, height, size == "narrow")
-        for size, width in (("wide", wide), ("narrow", NARROW))
-    ]
-    return "".join(parts)
+    """Both drawings of a chart; the style sheet shows the one that fits.
+
+    `left` is the space for the labels of the y axis in the wide and in the narrow one, in pixels.
+    """
+    return "".join(
+        _svg(f"{name}-{size}", title, told, draw, (width, height), margin, size == "narrow")
+        for size, width, margin in (("wide", wide, left[0]), ("narrow", NARROW, left[1]))
+    )
+
+
+def _room(largest: float) -> tuple[int, int]:
+    """Space for numbers up to `largest` and the axis' name, in pixels."""
+    room = 38 + 9 * len(count(largest))
+    return room, room
 
 
 def _svg(
-    name: str, title: str, told: str, draw: Draw, width: int, height: int, narrow: bool
+    name: str,
+    title: str,
+    told: str,
+    draw: Draw,
+    size: tuple[int, int],
+    left: int,
+    narrow: bool,
 ) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -167,9 +198,12 @@ def _svg(
 
     with mpl.rc_context(_style(dict(mpl.rcParamsDefault))):
         # A figure of its own, without pyplot: no global state, no GUI, no backend switch.
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        width, height = size
+        figure = Figure(figsize=(width / 72, height / 72))
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
+        # Fixed margins: fitting them to the text means drawing everything twice.
+        inner = (width - left - RIGHT, height - BOTTOM - TOP)
+        axes = figure.add_axes((left / width, BOTTOM / height, inner[0] / width, inner[1] / height))
         draw(axes, narrow)
         drawn = StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -46,6 +46,13 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
 
 
+def code_block(text: str) -> str:
+    """A fenced block that its own text cannot close; empty for no text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{text}\n{fence}" if text else ""
+
+
 def _cells(lines: Iterable[Iterable[str]]) -> list[list[str]]:
     return [[escape(cell) for cell in line] for line in lines]
 
@@ -113,12 +120,11 @@ def _training(n: Mapping[str, Any]) -> list[str]:
 
 def _end(n: Mapping[str, Any]) -> list[str]:
     notes = [f"- **{escape(x['step'])}**: {escape(x['note'])}" for x in n["notes"]]
-    command = shlex.join(n["command"]).replace("`", "'")
     return [
         "## Notes",
         "\n".join(notes) or "No step degraded anything.",
         "## Do it again",
-        f"```sh\n{command}\n```" if command else "The command was not recorded.",
+        code_block(shlex.join(n["command"])) or "The command was not recorded.",
         table(tables.steps_table(n)),
         f"Run `{n['run']}`. All numbers are in `report.json`.",
     ]

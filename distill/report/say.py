@@ -122,8 +122,10 @@ def changes(data: Numbers, against: str | None, samples: int | None) -> str:
 
 def asked(evaluation: Numbers) -> str:
     """How each model was asked, where the evaluation says so."""
-    parts = [f"{role_name(r)}: {how}" for r, how in (evaluation.get("asked") or {}).items() if how]
-    return "; ".join(parts)
+    by_way: dict[str, list[str]] = {}
+    for role, how in (evaluation.get("asked") or {}).items():
+        by_way.setdefault(how, []).append(role_name(role))
+    return "; ".join(f"{', '.join(roles)} by {how}" for how, roles in by_way.items() if how)
 
 
 def settings(evaluation: Numbers) -> str:

@@ -285,7 +285,7 @@ def headline_facts(numbers: Numbers) -> list[tuple[str, str]]:
         facts.append(
             ("cost, in the recipe's currency", "no price set" if not cost else money(cost))
         )
-    facts.append(("student's tokens, an epoch", short_count(training.get("tokens"))))
+    facts.append(("tokens an epoch", short_count(training.get("tokens"))))
     facts.append(("time, all steps", duration(numbers["seconds"])))
     if training.get("device"):
         facts.append(("trained on", str(training["device"])))

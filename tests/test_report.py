@@ -1,0 +1,371 @@
+"""The report's numbers, and that page, Markdown and JSON say the same and survive hostile text."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.errors import DataError
+from distill.records import read_jsonl, write_jsonl
+from distill.report import Report, charts, markdown, words, write_report
+from distill.report.traces import Ledger, funnel, lengths, pass_rates
+from tests.make_run import HOSTILE, STEPS, make_run
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return write_report(make_run(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return write_report(make_run(tmp_path_factory.mktemp("runs"), hostile=True))
+
+
+class Elements(HTMLParser):
+    """Names and attributes of all elements, their ids, and tags that cross each other."""
+
+    VOID = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.crossed: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.crossed.append(tag)
+
+
+def read(report: Report, name: str) -> str:
+    return (report.path.parent / name).read_text(encoding="utf-8")
+
+
+def test_funnel_accounts_for_every_trace(report: Report) -> None:
+    f = report.numbers["funnel"]
+    assert f["start"] == 240
+    assert f["start"] - sum(stage["dropped"] for stage in f["stages"]) == f["end"]
+    assert f["adds_up"]
+    dataset = report.path.parent.parent / "steps/select-pock00000000/dataset.jsonl"
+    assert f["end"] == sum(1 for _ in read_jsonl(dataset))
+    assert [s["filter"] for s in f["stages"]][:2] == ["truncated", "correct"]
+    assert f["stages"][-1]["filter"] == "select"
+
+
+def test_funnel_that_does_not_add_up_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path, problems=12)
+    path = tmp_path / "steps/select-pock00000000/verdicts.jsonl"
+    rows = list(read_jsonl(path))
+    write_jsonl(path, rows[:-1])
+    found = write_report(run)
+    assert not found.numbers["funnel"]["adds_up"]
+    assert "do NOT add up" in read(found, "report.html")
+    assert any("does not add up" in note["note"] for note in found.numbers["notes"])
+
+
+def test_pass_rates_count_problems_before_and_after(report: Report) -> None:
+    rates = report.numbers["pass_rates"]
+    assert rates["labels"] == ["0", "1", "2", "3", "4"]
+    assert sum(rates["before"]) == 60
+    assert sum(rates["after"]) == report.numbers["funnel"]["end"]
+    assert rates["after"][0] == 0
+
+
+def test_pass_rates_of_many_samples_keep_never_and_always_pure() -> None:
+    ledger = Ledger()
+    for problem, right in (("a", 0), ("b", 1), ("c", 31), ("d", 32)):
+        for index in range(32):
+            ledger.outcomes[problem, index] = "correct" if index < right else "wrong"
+    rates = pass_rates(ledger)
+    assert rates is not None
+    assert rates["labels"][0] == "never"
+    assert rates["before"] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_ungraded_traces_have_no_pass_rate() -> None:
+    assert pass_rates(Ledger(outcomes={("a", 0): "ungraded"})) is None
+
+
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=60))
+def test_every_length_falls_into_one_bin(tokens: list[int]) -> None:
+    ledger = Ledger(tokens={("p", i): n for i, n in enumerate(tokens)})
+    ledger.judged = set(ledger.tokens)
+    found = lengths(ledger)
+    assert found is not None
+    assert sum(found["before"]["counts"]) == len(tokens)
+    assert sum(found["after"]["counts"]) == len(tokens)
+    assert len(found["edges"]) == len(found["before"]["counts"]) + 1
+    assert found["edges"][-1] > max(tokens)
+    assert len(found["edges"]) <= 27
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "unknown", "select"]), max_size=40))
+def test_funnel_adds_up_for_any_verdicts(filters: list[str]) -> None:
+    ledger = Ledger()
+    for i, name in enumerate(filters):
+        ledger.judged.add(("p", i))
+        ledger.tokens["p", i] = 1
+        if name:
+            ledger.dropped["p", i] = (name, "why")
+    found = funnel(ledger, ["a", "b"], {}, filters.count(""))
+    assert found["adds_up"]
+    assert found["end"] == filters.count("")
+    assert sum(s["dropped"] for s in found["stages"]) == len(filters) - found["end"]
+
+
+def test_headline_is_the_gain_over_the_stronger_base(report: Report) -> None:
+    lead = report.numbers["headline"]
+    rates = {row["role"]: row["pass@1"] for row in lead["rows"]}
+    assert rates["base-best"] > rates["base"]
+    assert lead["against"] == "base-best"
+    assert report.gain == pytest.approx(rates["student"] - rates["base-best"])
+    assert report.interval is not None
+    assert report.interval[0] < report.gain < report.interval[1]
+    assert lead["others"]["base"]["difference"] == pytest.approx(rates["student"] - rates["base"])
+
+
+def test_headline_agrees_with_the_evaluation(report: Report) -> None:
+    folder = report.path.parent.parent / "steps/evaluate-pock00000000"
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))["headline"]
+    lead = report.numbers["headline"]
+    assert (lead["task"], lead["against"]) == (found["task"], found["base_role"])
+    assert (lead["gain"], lead["interval"]) == (found["difference"], found["interval"])
+
+
+def test_changes_are_counted_in_both_directions(tmp_path: Path) -> None:
+    roles = {"base": 0.7, "student": 0.7}
+    found = write_report(make_run(tmp_path, roles=roles, problems=80)).numbers
+    task = found["evaluation"]["tasks"]["heldout"]
+    changes, difference = task["changes"], task["differences"]["student-base"]
+    assert changes["worse"] > 0
+    assert changes["better"] > 0
+    for side in ("better", "worse", "same"):
+        assert changes[side] == difference[side]
+    kinds = [pair["kind"] for pair in task["pairs"]]
+    assert kinds.count("gained") == kinds.count("lost") == 2
+    for pair in task["pairs"]:
+        if pair["kind"] == "lost":
+            assert pair["base"]["outcome"] == "correct"
+            assert pair["student"]["outcome"] != "correct"
+
+
+def test_groups_have_paired_intervals(report: Report) -> None:
+    groups = report.numbers["evaluation"]["tasks"]["heldout"]["groups"]
+    assert {g["kind"] for g in groups} == {"source", "difficulty"}
+    for group in groups:
+        assert group["difference"] == pytest.approx(group["student"] - group["base"])
+        assert group["interval"][0] <= group["difference"] <= group["interval"][1]
+
+
+def test_no_clear_difference_is_said(tmp_path: Path) -> None:
+    found = write_report(make_run(tmp_path, roles={"base": 0.5, "student": 0.5}, problems=40))
+    assert "The interval includes zero" in str(found)
+    assert 'class="figure unclear"' in read(found, "report.html")
+
+
+def test_all_three_files_carry_the_same_figures(report: Report) -> None:
+    page = html.unescape(read(report, "report.html"))
+    text = html.unescape(read(report, "report.md"))
+    assert json.loads(read(report, "report.json")) == report.numbers
+    lead, f = report.numbers["headline"], report.numbers["funnel"]
+    for figure in (
+        words.points(lead["gain"]),
+        words.bounds(lead["interval"], signed=True),
+        words.percent(lead["student"]),
+        words.count(f["end"]),
+        "stopped at 2048 tokens",
+        "134.5M",
+    ):
+        assert figure in page, figure
+        assert figure in text, figure
+
+
+def test_page_is_well_formed_and_asks_for_nothing(report: Report) -> None:
+    page = read(report, "report.html")
+    elements = Elements(page)
+    assert not elements.crossed
+    assert not elements.open
+    assert len(elements.ids) == len(set(elements.ids))
+    assert elements.names.count("h1") == 1
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(elements.names)
+    assert not {a for a in elements.attributes if a.startswith("on")}
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
+    assert "url(" not in re.sub(r"url\(#[^)]*\)", "", page)
+    assert "default-src 'none'" in page
+    assert "NaN" not in page
+    assert "NaN" not in read(report, "report.json")
+
+
+def test_hostile_text_stays_text(hostile: Report) -> None:
+    page = read(hostile, "report.html")
+    elements = Elements(page)
+    assert HOSTILE not in page
+    assert not {"script", "img"} & set(elements.names)
+    assert html.escape(HOSTILE)[:40] in page
+    text = read(hostile, "report.md")
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "<script" not in hostile._repr_html_()
+
+
+def test_same_run_same_bytes(report: Report) -> None:
+    before = {n: read(report, n) for n in ("report.html", "report.md", "report.json")}
+    write_report(report.path.parent)
+    assert before == {n: read(report, n) for n in before}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 6, 7])
+def test_any_part_of_a_run_gives_a_report(tmp_path: Path, steps: int) -> None:
+    found = write_report(make_run(tmp_path, problems=8, steps=STEPS[:steps]))
+    assert found.numbers["partial"]
+    assert found.numbers["missing_steps"] == list(STEPS[steps:])
+    assert "Partial report" in read(found, "report.html")
+    assert "claims no gain" in read(found, "report.md")
+    assert found.gain is None
+    assert (found.student is None) == (steps <= STEPS.index("train"))
+    assert not Elements(read(found, "report.html")).crossed
+
+
+def test_verdicts_of_filter_serve_where_select_did_not_run(tmp_path: Path) -> None:
+    found = write_report(make_run(tmp_path, problems=8, steps=STEPS[:5])).numbers["funnel"]
+    rows = list(read_jsonl(tmp_path / "steps/filter-pock00000000/verdicts.jsonl"))
+    assert found["end"] == sum(row["kept"] for row in rows)
+
+
+def test_published_traces_without_counts_are_measured_in_characters(tmp_path: Path) -> None:
+    run = make_run(tmp_path, problems=8)
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    content["recipe"]["traces"] = {"dataset": "some/traces", "teacher": "R1"}
+    content["steps"]["import"] = content["steps"].pop("sample")
+    folder = tmp_path / content["steps"]["import"]["folder"]
+    shutil.copy(tmp_path / content["steps"].pop("problems")["folder"] / "problems.jsonl", folder)
+    rows = [{**row, "completion_tokens": 0} for row in read_jsonl(folder / "traces.jsonl")]
+    write_jsonl(folder / "traces.jsonl", rows)
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    found = write_report(run)
+    assert found.numbers["missing_steps"] == []
+    assert found.numbers["teacher"] == "R1"
+    assert found.numbers["lengths"]["unit"] == "characters"
+    assert "imported" in read(found, "report.md")
+    assert found.numbers["traces"][0]["question"].startswith("What is")
+
+
+def test_a_damaged_summary_is_a_note_and_not_the_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path, problems=8)
+    (tmp_path / "steps/grade-pock00000000/summary.json").write_text("{torn", encoding="utf-8")
+    found = write_report(run)
+    assert any("summary.json is damaged" in note["note"] for note in found.numbers["notes"])
+
+
+def test_without_run_json_the_error_helps(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no run\.json") as caught:
+        write_report(tmp_path)
+    assert caught.value.hint
+
+
+def test_nan_becomes_not_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path, problems=8)
+    path = tmp_path / "steps/train-pock00000000/summary.json"
+    path.write_text(path.read_text().replace("0.41", "NaN"), encoding="utf-8")
+    found = write_report(run)
+    assert found.numbers["training"]["final_loss"] is None
+
+    def refuse(word: str) -> None:
+        pytest.fail(word)
+
+    json.loads(read(found, "report.json"), parse_constant=refuse)
+
+
+def test_secrets_in_command_and_recipe_are_hidden(tmp_path: Path) -> None:
+    run = make_run(tmp_path, problems=8)
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    content["command"].append("teacher.options.api_key=hunter2")
+    content["recipe"]["teacher"]["options"] = {"api_key": "hunter2", "max_model_len": 7}
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    found = write_report(run)
+    for name in ("report.json", "report.md", "report.html"):
+        assert "hunter2" not in read(found, name)
+    assert found.numbers["recipe"]["teacher"]["options"]["max_model_len"] == 7
+
+
+def test_charts_carry_title_text_and_page_colours(report: Report) -> None:
+    svg = charts.results_chart("heldout", report.numbers["headline"]["rows"])
+    assert svg.count("<svg") == svg.count("<title") == svg.count("<desc") == 2
+    assert "var(--accent)" in svg
+    assert not re.findall(r"#[0-9a-f]{6}\b", svg)
+    assert "DejaVu" not in svg
+    evil = charts.results_chart("<i>", [{"role": "<b>&", "pass@1": 0.5, "interval": None}])
+    assert "<b>" not in evil
+    assert "<i>" not in evil
+
+
+@given(st.text(max_size=200))
+def test_markdown_cells_stay_in_their_cell(text: str) -> None:
+    cell = markdown.escape(text)
+    assert "\n" not in cell
+    assert "<" not in cell
+    assert not re.search(r"(?<!\\)(\\\\)*\|", cell)
+
+
+@given(st.text(alphabet="`a\n", max_size=30))
+def test_code_blocks_are_not_closed_by_their_text(text: str) -> None:
+    block = markdown.code_block(text)
+    if text:
+        fence = block.split("sh\n", 1)[0]
+        assert fence not in text
+        assert block.endswith(f"\n{fence}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "not measured"),
+        (0.44, "0.4 s"),
+        (9.97, "10 s"),
+        (59.6, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3600, "1 h 00 min"),
+        (300_000, "3.5 days"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+def test_figures_have_signs_and_no_negative_zero() -> None:
+    assert words.points(0.459) == "+45.9"
+    assert words.points(-0.12) == "−12.0"
+    assert words.points(-0.00001) == "0.0"
+    assert words.bounds([None, 1.0]) == "not measured"  # type: ignore[list-item]
+    assert words.p_value(0.0) == "p\u00a0<\u00a00.001"
+    assert words.short_count(999) == "999"
+
+
+def test_report_in_a_notebook_and_on_a_terminal(report: Report) -> None:
+    assert str(report).splitlines()[0] == "small-base-135m, taught by big-teacher-671b"
+    assert report.path.name in str(report)
+    assert "<table>" in report._repr_html_()
