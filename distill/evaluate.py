@@ -169,6 +169,7 @@ class Evaluator:
         self.evaluation, self.plans, self.tally = evaluation, plans, tally
         self.seed, self.pool_root, self.folder = seed, pool_root, folder
         self.stock = [spec.name for spec in evaluation.tasks if define(spec) is None]
+        self.loaded: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
         self.identities: dict[str, str] = {}
         self.lm_eval: dict[str, dict[str, dict[str, Any]]] = {}
@@ -231,8 +232,10 @@ class Evaluator:
         }
         outcome = harness.evaluate_problems(lm, tasks) if tasks else harness.Outcome()
         if self.stock and ref.role in STOCK_ROLES:
+            if not self.loaded:
+                self.loaded = harness.load_stock(self.stock)
             outcome.results |= harness.evaluate_stock(
-                lm, self.stock, model=ref.path, revision=ref.revision, seed=self.seed
+                lm, self.loaded, model=ref.path, revision=ref.revision, seed=self.seed
             ).results
         outcome.notes = lm.notes
         return outcome

@@ -283,47 +283,60 @@ def evaluate_problems(lm: SamplerLM, ours: Mapping[str, ProblemTask]) -> Outcome
     )
 
 
-def evaluate_stock(
-    lm: SamplerLM,
-    names: Sequence[str],
-    *,
-    model: str,
-    revision: str | None,
-    seed: int,
-) -> Outcome:
-    """Run lm-eval's own tasks: generative ones sampled by us, others by its `hf` model.
+def load_stock(names: Sequence[str], *, include: Path | None = None) -> dict[str, Any]:
+    """lm-eval's own tasks and groups by name; with `include`, the tasks of that folder instead.
 
-    Log-likelihood tasks are asked without a chat template, as they are published.
+    Raises DataError where their data cannot be had.
     """
     _quiet()
     try:
-        loaded = tasks.TaskManager().load(list(names))["tasks"]
-    except Exception as error:
+        manager = tasks.TaskManager(include_path=include, include_defaults=include is None)
+        return dict(manager.load(list(names)))
+    except Exception as error:  # lm-eval and `datasets` raise whatever the hub client raises
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise DataError(
-            f"lm-eval cannot load {', '.join(names)}: {str(error).splitlines()[0]}",
-            "its data comes from the hub: run it once online, or use a task with a local file",
+            f"lm-eval cannot load {', '.join(names)}: {reason}",
+            "its data comes from the hub: run once with a connection, or name a local file",
         ) from error
-    for task in loaded.values():
+
+
+def evaluate_stock(
+    lm: SamplerLM, loaded: Mapping[str, Any], *, model: str, revision: str | None, seed: int
+) -> Outcome:
+    """Run tasks of `load_stock`: generative ones sampled by `lm`, others by lm-eval's `hf` model.
+
+    Log-likelihood tasks are asked without a chat template, as they are published.
+    """
+    for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed)
-    sampled = {n: t for n, t in loaded.items() if t.OUTPUT_TYPE == "generate_until"}
-    scored = {n: t for n, t in loaded.items() if n not in sampled}
     outcome = Outcome(notes=lm.notes)
-    if sampled:
+    for sampled in (True, False):
+        chosen = {
+            name: task
+            for name, task in loaded["tasks"].items()
+            if (task.OUTPUT_TYPE == "generate_until") == sampled
+        }
+        if not chosen:
+            continue
+        # A group of which only a part runs here has no average.
+        groups = loaded["groups"] if len(chosen) == len(loaded["tasks"]) else {}
         found = evaluator.evaluate(
-            lm,
-            {"tasks": sampled},
+            lm if sampled else _scoring_model(model, revision),
+            {"tasks": chosen, "groups": groups},
             bootstrap_iters=1000,
             log_samples=False,
-            apply_chat_template=True,
+            apply_chat_template=sampled,
         )
-        outcome.results |= _plain(found["results"])
-    if scored:
-        from lm_eval.models.huggingface import HFLM
-
-        hf = HFLM(pretrained=model, revision=revision or "main", batch_size=8)
-        found = evaluator.evaluate(hf, {"tasks": scored}, bootstrap_iters=1000, log_samples=False)
-        outcome.results |= _plain(found["results"])
+        outcome.results |= _plain({**found["results"], **found.get("groups", {})})
     return outcome
+
+
+def _scoring_model(model: str, revision: str | None) -> LM:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return HFLM(pretrained=model, revision=revision or "main", batch_size=8, device=device)
 
 
 def not_in_lm_eval(names: Sequence[str]) -> tuple[list[str], list[str]]:

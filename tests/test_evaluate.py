@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from distill import scores
-from distill.errors import DistillError, UsageError
-from distill.evaluate import ModelRef, plan_tasks, run_evaluation
+from distill.errors import DataError, DistillError, UsageError
+from distill.evaluate import ModelRef, main, plan_tasks, run_evaluation
 from distill.fewshot import STOP, as_question, fewshot_prefix
-from distill.records import Problem, read_jsonl, write_jsonl
+from distill.lineup import model_refs
+from distill.recipe import Recipe
+from distill.records import Problem, Trace, read_jsonl, write_jsonl
 from distill.schema import Evaluation, Grading
 
 ENGINE = '''
@@ -301,3 +303,125 @@ def test_scores_of_a_single_sample_of_a_single_problem_are_numbers() -> None:
     assert "NaN" not in text
     assert task["models"]["student"]["interval"] == pytest.approx([0.025, 1.0])
     assert not task["differences"]["student-base"]["clear"]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the step gets from the pipeline, with two models of random weights."""
+    import torch
+
+    from tests.tiny_students import base
+
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("real")
+    write_jsonl(place / "tasks" / "heldout.jsonl", sums(6))
+    write_jsonl(place / "problems.jsonl", sums(30, seed=9))
+    folder = str(base(place / "base", max_position_embeddings=160))
+    evaluation = {"samples": 2, "max_tokens": 64, "fewshot": 2, "options": {"batch_size": 8}}
+    return {
+        "recipe": {
+            "name": "tiny",
+            "student": {"base": folder},
+            "evaluate": evaluation,
+            "grading": {"graders": ["math"], "workers": 1},
+        },
+        "folder": str(place),
+        "problems": str(place / "problems.jsonl"),
+        "tasks": str(place / "tasks"),
+        "base": folder,
+        "base_name": folder,
+        "base_revision": None,
+        "student": str(base(place / "student", max_position_embeddings=2048)),
+        "template": "",
+        "pool": str(place / "pool"),
+        "out": str(place / "out"),
+    }
+
+
+@pytest.mark.slow
+def test_real_models_from_a_plain_payload(real: dict[str, Any]) -> None:
+    summary = main(json.loads(json.dumps(real)))
+    out = Path(real["out"])
+    results = json.loads((out / "results.json").read_text())
+    rows = list(read_jsonl(out / "samples.jsonl"))
+    assert len(rows) == summary["samples"] == 3 * 6 * 2
+    assert set(results["settings"]["models"]) == {"base", "student", "base-best"}
+    assert results["settings"]["models"]["base-best"]["asked"].startswith("2 answered examples")
+    # The base has 160 positions: with the examples in its prompt it runs out of them.
+    assert any("base-best on heldout" in n and "own context" in n for n in summary["notes"])
+    assert not any("student on heldout" in n and "own context" in n for n in summary["notes"])
+    again = main({**real, "out": str(out / "again")})
+    assert (again["bought"], again["reused"]) == (0, summary["samples"])
+    assert list(read_jsonl(out / "again" / "samples.jsonl")) == rows
+
+
+LM_EVAL_TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: {target}
+{more}
+"""
+
+
+@pytest.mark.slow
+def test_lm_evals_own_tasks_generate_through_the_sampler_and_score_without_it(
+    real: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
+    from distill import harness
+
+    data = place / "data.jsonl"
+    rows = [
+        {"question": p.question, "answer": p.gold, "choices": [p.gold, "0"], "gold": 0}
+        for p in sums(3)
+    ]
+    write_jsonl(data, rows)
+    fill = {
+        "said": ("generate_until", "answer", "generation_kwargs: {until: ['!'], max_gen_toks: 4}"),
+        "chosen": ("multiple_choice", "gold", "doc_to_choice: choices"),
+    }
+    for name, (kind, target, more) in fill.items():
+        text = LM_EVAL_TASK.format(name=name, data=data, kind=kind, target=target, more=more)
+        (place / f"{name}.yaml").write_text(text)
+    asked = []
+
+    def ask(problems: Any, sampling: Any) -> Any:
+        asked.append((len(problems), sampling))
+        for p in problems:
+            a, b = (int(w) for w in p.question.split()[1:4:2])
+            text = f"<think>\n{a}! {b}!\n</think>\n\n{a + b}! Really!"
+            yield Trace(problem_id=p.id, index=0, text=text)
+
+    loaded = harness.load_stock(list(fill), include=place)
+    lm = harness.SamplerLM(ask, limit=99)
+    outcome = harness.evaluate_stock(lm, loaded, model=real["base"], revision=None, seed=0)
+    assert outcome.results["said"]["exact_match,none"] == 1.0
+    assert 0 <= outcome.results["chosen"]["acc,none"] <= 1
+    ((count, sampling),) = asked
+    assert (count, sampling.max_tokens, sampling.temperature, sampling.stop) == (3, 99, 0, [])
+    with pytest.raises(DataError, match="cannot load absent"):
+        harness.load_stock(["absent"], include=place)
+
+
+@pytest.mark.slow
+def test_the_base_at_its_best_uses_its_own_template(real: dict[str, Any]) -> None:
+    folder = Path(real["base"])
+    template = folder / "chat_template.jinja"
+    template.write_text("{% for m in messages %}Human: {{ m.content }}{% endfor %} AI:")
+    try:
+        recipe = Recipe.from_dict(real["recipe"])
+        models = {ref.role: ref for ref in model_refs(recipe, real, folder.parent, [])}
+        assert models["base-best"].asked == "its own chat template"
+        assert models["base-best"].chat_template == template.read_text()
+        assert models["base"].chat_template == models["student"].chat_template
+        assert models["base"].chat_template != template.read_text()
+    finally:
+        template.unlink()
+    notes: list[str] = []
+    recipe.evaluate.fewshot = 0
+    assert len(model_refs(recipe, real, folder.parent, notes)) == 2
+    assert "at its best was left out" in notes[0]
