@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import DataError
-from distill.filter.overlap import Overlap, tokens, words
+from distill.filter.overlap import Overlap
+from distill.filter.questions import tokens, words
 from distill.records import Problem
 
 LONG = (
@@ -42,7 +43,7 @@ def overlaps(
         {p.id: p for p in problems},
         {"exam": [p if isinstance(p, Problem) else ask(p, "exam") for p in exam]},
     )
-    return [p.question for p in problems if p.id in found.reasons], found
+    return [p.question for p in problems if p.id in found.hits], found
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,9 @@ def overlaps(
 def test_copies_and_passages_are_found(copy: str) -> None:
     found, overlap = overlaps([copy], [LONG])
     assert found == [copy]
-    (reason,) = overlap.reasons.values()
-    assert "exam" in reason
-    assert "cake" in reason
+    (hit,) = overlap.hits.values()
+    assert hit.task == "exam"
+    assert "cake" in hit.reason.lower()
 
 
 def test_nine_words_in_common_are_not_enough() -> None:
@@ -134,7 +135,7 @@ def test_runs_that_stand_everywhere_are_templates() -> None:
     train, exam = questions[:240], [*questions[230:240], *questions[240:]]
     found, overlap = overlaps(train, exam)
     assert found == questions[230:240]
-    assert "were taken as templates" in overlap.notes[0]
+    assert "count as templates" in overlap.notes[0]
     literal, _ = overlaps(train, exam, template_share=1)
     assert literal == train
 
@@ -143,6 +144,23 @@ def test_a_few_copies_of_one_question_are_no_template() -> None:
     copies = [f"{LONG} Variant {i} of this one." for i in range(8)]
     others = [f"Question {i} about something else entirely, number {i * 7}?" for i in range(200)]
     assert overlaps([*copies, *others], [LONG])[0] == copies
+
+
+def test_stock_phrases_count_only_where_they_are_most_of_a_question() -> None:
+    phrase = "where m and n are relatively prime positive integers find the sum of m and n"
+    train = [f"{' '.join(f'w{i}x{j}' for j in range(30))} is m over n {phrase}" for i in range(40)]
+    others = [f"Is the number {i} a prime or not, and why so?" for i in range(3000)]
+    long = "A bag holds nine red and seven blue marbles and a child who cannot see draws two; "
+    exam = [f"{long * 2} the chance that both are red is m over n {phrase}"]
+    found, overlap = overlaps([*train, *others], exam, template_share=1)
+    assert found == []
+    assert overlap.notes == []
+    assert overlaps([*train, *others], exam, template_share=1, common=100)[0] == train
+    found, overlap = overlaps(
+        [*train, *others], [f"Rolling is m over n {phrase}"], template_share=1
+    )
+    assert found == train
+    assert "of its words" in next(iter(overlap.hits.values())).reason
 
 
 def test_code_of_diagrams_is_no_text() -> None:
@@ -159,6 +177,17 @@ def test_too_large_a_share_stops_with_examples() -> None:
     assert "Janet has" in caught.value.message
     assert "max_share: null" in caught.value.hint
     assert len(overlaps([*exam[:2], *rest], exam, max_share=0.05)[0]) == 2
+
+
+def test_relatives_of_heldout_problems_have_a_limit_of_their_own() -> None:
+    exam = [ask(f"{LONG} Case {i}.") for i in range(4)]
+    rest = [ask(f"Is {i} a prime number?") for i in range(20)]
+    problems = {p.id: p for p in [*exam, *rest]}
+    overlap = Overlap()
+    overlap.begin(problems, {"heldout": exam})
+    assert len(overlap.hits) == 4
+    with pytest.raises(DataError, match="max_heldout_share"):
+        Overlap(max_heldout_share=0.1).begin(problems, {"heldout": exam})
 
 
 def test_shares_are_counted_per_source() -> None:
@@ -209,9 +238,9 @@ def test_real_benchmarks(shared: Path) -> None:
         train = [*load(shared, name), *exam["aime24"]]
         overlap = Overlap()
         overlap.begin({p.id: p for p in train if p.source == name}, exam)
-        shares[name] = len(overlap.reasons) / 2000
+        shares[name] = len(overlap.hits) / 2000
         overlap = Overlap(max_share=None)
         overlap.begin({p.id: p for p in train}, exam)
-        assert {p.id for p in exam["aime24"]} <= set(overlap.reasons)
+        assert {p.id for p in exam["aime24"]} <= set(overlap.hits)
     assert 0.01 < shares["math_train_2k"] < 0.05
     assert shares["gsm8k_train_2k"] < 0.005
