@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from distill.errors import ModelError, TeacherError
-from distill.protocols import Request
+from distill.protocols import Completion, Request, Usage
 from distill.records import Message
 from distill.thinking import DEFAULT_TAGS, ThinkTags, canonical, split
 
@@ -47,11 +47,23 @@ def template_hash(template: str | None, kwargs: Mapping[str, Any] | None = None)
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """A decoded output: the canonical text and the reasoning in it."""
+class Turn:
+    """A request in tokens. `limit` is the number of new tokens allowed and possible."""
 
-    text: str
-    reasoning: str | None
+    request: Request
+    text: str | None
+    prompt_ids: list[int]
+    prefix: list[int]
+    limit: int
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens before the first new one."""
+        return self.prompt_ids + self.prefix
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return self.request.params.stop
 
 
 @dataclass(slots=True)
@@ -75,6 +87,47 @@ class Chat:
         spelled = {i: token.content for i, token in added.items()}
         # Some tokenizers make the tags special tokens: those are text, not control.
         self._silent = frozenset(i for i in special if spelled.get(i) not in tags)
+
+    def turn(self, request: Request, context: int | None) -> Turn:
+        """The request in tokens. `context` is what the model holds, None if unknown.
+
+        Raises TeacherError for a prompt that is empty, refused or too long, and ModelError
+        where a chat meets a tokenizer without a template.
+        """
+        text, prompt_ids = self.render(request)
+        prefix = list(request.prefix_ids or ())
+        length = len(prompt_ids) + len(prefix)
+        if not length:
+            raise TeacherError(f"{request.key}: the prompt is empty")
+        room = request.params.max_tokens if context is None else context - length
+        if room <= 0:
+            raise TeacherError(
+                f"{request.key}: the prompt has {length} tokens, "
+                f"the context of {self.name} {context}"
+            )
+        return Turn(request, text, prompt_ids, prefix, min(request.params.max_tokens, room))
+
+    def completion(
+        self, turn: Turn, new_ids: Sequence[int], finish_reason: str, eos: Container[int]
+    ) -> Completion:
+        """What was said. `text` and `token_ids` are the whole output, the prefix included;
+        `usage` counts the new tokens. Flag `context`: the context was full before the limit.
+        """
+        out = [*turn.prefix, *new_ids]
+        said = until(self.decode(out[:-1] if out and out[-1] in eos else out), turn.stop)
+        opens = self.opens(turn.text, turn.prompt_ids)
+        full = finish_reason == "length" and turn.limit < turn.request.params.max_tokens
+        return Completion(
+            text=canonical(said, self.tags, prompt_opens=opens),
+            reasoning=split(said, self.tags, prompt_opens=opens).reasoning,
+            finish_reason=finish_reason,
+            prompt=turn.text,
+            prompt_ids=tuple(turn.prompt_ids),
+            token_ids=tuple(out),
+            usage=Usage(prompt_tokens=len(turn.prompt_ids), completion_tokens=len(new_ids)),
+            served_model=self.name,
+            flags=("context",) if full else (),
+        )
 
     def render(self, request: Request) -> tuple[str | None, list[int]]:
         """The prompt as text (None for token ids) and as ids, without `prefix_ids`.
@@ -113,20 +166,17 @@ class Chat:
             )
         )
 
-    def speak(self, ids: Sequence[int], *, opens: bool, stop: Sequence[str] = ()) -> Spoken:
-        """Canonical text and reasoning of output ids, cut before the first stop string."""
-        return spoken(until(self.decode(ids), stop), self.tags, opens=opens)
-
-    def stopper(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
-        """A test for `does this output now contain a stop string?`, None without any."""
-        if not stop:
+    def stopper(self, turn: Turn) -> Callable[[Sequence[int]], bool] | None:
+        """A test for `do these new tokens complete a stop string?`, None without any."""
+        if not turn.stop:
             return None
         # No token is shorter than one byte, but some of the last may be control tokens.
-        window = max(len(word.encode()) for word in stop) + 8
+        window = max(len(word.encode()) for word in turn.stop) + 8
+        before = turn.prefix[-window:]
 
-        def stopped(ids: Sequence[int]) -> bool:
-            tail = self.decode(ids[-window:])
-            return any(word in tail for word in stop)
+        def stopped(new_ids: Sequence[int]) -> bool:
+            tail = self.decode([*before, *new_ids][-window:])
+            return any(word in tail for word in turn.stop)
 
         return stopped
 
@@ -157,9 +207,3 @@ def until(text: str, stop: Sequence[str]) -> str:
     """`text` up to the first stop string in it."""
     cuts = [at for word in stop if (at := text.find(word)) >= 0]
     return text[: min(cuts)] if cuts else text
-
-
-def spoken(text: str, tags: ThinkTags, *, opens: bool) -> Spoken:
-    """The canonical form of a raw output and its reasoning."""
-    reasoning = split(text, tags, prompt_opens=opens).reasoning
-    return Spoken(canonical(text, tags, prompt_opens=opens), reasoning)

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from distill.teachers import options
-from distill.teachers.chat import Tags, as_tags, spoken
-
 from distill.errors import DataError, TeacherError
 from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
 from distill.records import BadLines, Trace, TraceKey, from_row, problem_id
+from distill.teachers import options
+from distill.teachers.chat import Tags, as_tags
+from distill.thinking import canonical, split
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ class ReplayTeacher:
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """The engine of a recipe's teacher section; `model` is the file."""
         wanted = dict(spec.get("options") or {})
-        arguments = {"file": wanted.pop("file", None) or spec.get("model", "")}
+        name = str(wanted.pop("file", None) or spec.get("model", ""))
+        # A path in a recipe begins at the recipe's folder.
+        arguments = {"file": Path(spec.get("folder") or ".") / Path(name).expanduser()}
         return options.build(cls, arguments, wanted)
 
     def __len__(self) -> int:
@@ -121,11 +123,12 @@ class ReplayTeacher:
             trace = from_row(Trace, row)
             text, reasoning = trace.text, trace.reasoning
             if reasoning is None:
-                reasoning = spoken(text, self._tags, opens=False).reasoning
+                reasoning = split(text, self._tags).reasoning
         else:
             trace = Trace(problem_id="", index=0, finish_reason=row.get("finish_reason", "stop"))
-            said = spoken(_output(row), self._tags, opens=self._prompt_opens)
-            text, reasoning = said.text, said.reasoning
+            said, opens = _output(row), self._prompt_opens
+            text = canonical(said, self._tags, prompt_opens=opens)
+            reasoning = split(said, self._tags, prompt_opens=opens).reasoning
         return Completion(
             text=text,
             reasoning=reasoning,

@@ -10,11 +10,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from distill.teachers import catalog, hub, options
-from distill.teachers.chat import Chat, Tags, as_tags, as_template, template_hash
-
 from distill.errors import ModelError, RecipeError, TeacherError
-from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
+from distill.protocols import Capabilities, Completion, OnTokens, Request
+from distill.teachers import catalog, hub, options
+from distill.teachers.chat import Chat, Tags, Turn, as_tags, as_template, template_hash
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +135,9 @@ class TransformersTeacher:
     ) -> list[Completion | TeacherError]:
         import torch
 
+        assert self._chat is not None
         jobs = [self._job(request) for request in requests]
-        rows = [job.row for job in jobs if isinstance(job, _Job)]
+        rows = [row for turn, row in jobs if row is not None]
         try:
             self._decoder.run(rows, on_tokens)
         except torch.OutOfMemoryError as error:
@@ -146,56 +146,32 @@ class TransformersTeacher:
                 f"out of GPU memory with {len(rows)} rows of up to {longest} tokens",
                 "set a smaller options.batch_size (or max_tokens), or use engine vllm",
             ) from error
-        return [job if isinstance(job, TeacherError) else self._completion(job) for job in jobs]
+        eos = self._decoder.eos
+        return [
+            turn
+            if isinstance(turn, TeacherError)
+            else self._chat.completion(turn, row.out, row.finish_reason, eos)
+            for turn, row in jobs
+        ]
 
-    def _job(self, request: Request) -> _Job | TeacherError:
+    def _job(self, request: Request) -> tuple[Turn | TeacherError, Any]:
+        """A request with its row of the batch, or with the error that keeps it out of it."""
         from distill.teachers.decoding import Row
 
         assert self._chat is not None
-        params = request.params
         try:
-            text, prompt_ids = self._chat.render(request)
+            turn = self._chat.turn(request, self.context)
         except TeacherError as error:
-            return error
-        prefix = list(request.prefix_ids or ())
-        ids = prompt_ids + prefix
-        if not ids:
-            return TeacherError(f"{request.key}: the prompt is empty")
-        room = (self.context or len(ids) + params.max_tokens) - len(ids)
-        if room <= 0:
-            return TeacherError(
-                f"{request.key}: the prompt has {len(ids)} tokens, "
-                f"the context of {self._where.name} {self.context}"
-            )
-        stopped = self._chat.stopper(params.stop)
-        row = Row(
-            ids=ids,
-            limit=min(params.max_tokens, room),
+            return error, None
+        params = request.params
+        return turn, Row(
+            ids=turn.ids,
+            limit=turn.limit,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
             seed=request.seed,
-            stop=None if stopped is None else lambda out: stopped([*prefix, *out]),
-        )
-        return _Job(request, text, prompt_ids, prefix, row)
-
-    def _completion(self, job: _Job) -> Completion:
-        assert self._chat is not None
-        row, out = job.row, [*job.prefix, *job.row.out]
-        spoken_ids = out[:-1] if out and out[-1] in self._decoder.eos else out
-        opens = self._chat.opens(job.text, job.prompt_ids)
-        said = self._chat.speak(spoken_ids, opens=opens, stop=job.request.params.stop)
-        full = row.finish_reason == "length" and len(row.out) < job.request.params.max_tokens
-        return Completion(
-            text=said.text,
-            reasoning=said.reasoning,
-            finish_reason=row.finish_reason,
-            prompt=job.text,
-            prompt_ids=tuple(job.prompt_ids),
-            token_ids=tuple(out),
-            usage=Usage(prompt_tokens=len(job.prompt_ids), completion_tokens=len(row.out)),
-            served_model=self._where.name,
-            flags=("context",) if full else (),
+            stop=self._chat.stopper(turn),
         )
 
     def _load_chat(self) -> Chat:
@@ -213,8 +189,9 @@ class TransformersTeacher:
 
     def _load_model(self, chat: Chat) -> Any:
         import torch
-        from distill.teachers.decoding import ATTENTION, Decoder
         from transformers import AutoModelForCausalLM
+
+        from distill.teachers.decoding import ATTENTION, Decoder
 
         device = self._device_wish or ("cuda" if torch.cuda.is_available() else "cpu")
         model = self._pretrained(
@@ -247,26 +224,6 @@ class TransformersTeacher:
                 f"{self._where.name} cannot be loaded: {first}",
                 hint or "a folder needs config.json, *.safetensors and a tokenizer",
             ) from error
-
-
-class _Job:
-    """A request on its way through a batch."""
-
-    __slots__ = ("prefix", "prompt_ids", "request", "row", "text")
-
-    def __init__(
-        self,
-        request: Request,
-        text: str | None,
-        prompt_ids: list[int],
-        prefix: list[int],
-        row: Any,
-    ) -> None:
-        self.request = request
-        self.text = text
-        self.prompt_ids = prompt_ids
-        self.prefix = prefix
-        self.row = row
 
 
 def _dtype(name: str, device: str) -> Any:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from distill.teachers.decoding import ATTENTION, SHORTLIST, Decoder, Row, pick
 
-from tests import tiny_models
+from distill.teachers.decoding import ATTENTION, SHORTLIST, Decoder, Row, pick
+from tests import char_models
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    made = tiny_models.model()
+    made = char_models.model()
     made.set_attn_implementation(ATTENTION)
     return made
 
@@ -80,7 +80,7 @@ def naive(model: Any, row: Row, eos: int = 2) -> list[int]:
     ],
 )
 def test_greedy_batch_equals_hf_generate(kind: str, changes: dict[str, Any]) -> None:
-    model = tiny_models.model(kind, **changes)
+    model = char_models.model(kind, **changes)
     rows = [Row(ids, limit=20, temperature=0) for ids in prompts(9)]
     expected = [generate(model, list(row.ids), 20) for row in rows]
     if model.config._attn_implementation == "sdpa":
@@ -92,7 +92,7 @@ def test_greedy_batch_equals_hf_generate(kind: str, changes: dict[str, Any]) -> 
 
 def test_families_with_windows_take_the_general_path(tiny: Any) -> None:
     assert decoder(tiny).fast
-    assert not decoder(tiny_models.model("mistral", sliding_window=8)).fast
+    assert not decoder(char_models.model("mistral", sliding_window=8)).fast
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
@@ -142,7 +142,7 @@ def test_without_a_seed_samples_differ(tiny: Any) -> None:
 
 
 def test_random_numbers_go_on_beyond_one_chunk() -> None:
-    model = tiny_models.model(max_position_embeddings=1024)
+    model = char_models.model(max_position_embeddings=1024)
     rows = [Row([8, 9], limit=600, seed=1), Row([8, 9], limit=600, seed=1)]
     decoder(model, eos=[]).run(rows)
     assert rows[0].out == rows[1].out

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distill.teachers.replay import ReplayTeacher
 
 from distill.errors import DataError, TeacherError
 from distill.protocols import Completion, Request, Teacher
 from distill.records import Problem, Trace, write_jsonl
+from distill.teachers.replay import ReplayTeacher
 
 CHAT = [{"role": "user", "content": "What is 1+2?"}]
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distill.teachers.transformers import TransformersTeacher
 
 from distill.errors import ModelError, RecipeError, TeacherError
 from distill.protocols import BatchTeacher, Completion, Request, SamplingParams
-from tests import tiny_models
+from distill.teachers.transformers import TransformersTeacher
+from tests import char_models
 
 CHAT = [{"role": "user", "content": "1+2"}]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save(tmp_path_factory.mktemp("models") / "tiny")
+    return char_models.save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_length_is_the_reason_at_max_tokens(folder: Path) -> None:
 
 @pytest.mark.parametrize("special_tags", [False, True])
 def test_think_tags_survive_and_control_tokens_do_not(tmp_path: Path, special_tags: bool) -> None:
-    folder = tiny_models.save(tmp_path / "m", special_tags=special_tags)
+    folder = char_models.save(tmp_path / "m", special_tags=special_tags)
     engine = scripted(TransformersTeacher(str(folder)), ["<think>1+2=3</think>the sum: 3<eos>"])
     found = one(engine, ask(max_tokens=60))
     assert found.text == "<think>\n1+2=3\n</think>\n\nthe sum: 3"
@@ -137,7 +137,7 @@ def test_think_tags_survive_and_control_tokens_do_not(tmp_path: Path, special_ta
 
 
 def test_a_template_that_opens_the_thinking_is_seen(tmp_path: Path) -> None:
-    folder = tiny_models.save(tmp_path / "m", template=tiny_models.OPENING)
+    folder = char_models.save(tmp_path / "m", template=char_models.OPENING)
     engine = scripted(
         TransformersTeacher(str(folder)), ["1+2=3</think>3<eos>", "still at it", "<eos>"]
     )
@@ -151,7 +151,7 @@ def test_a_template_that_opens_the_thinking_is_seen(tmp_path: Path) -> None:
 
 
 def test_other_tags(tmp_path: Path) -> None:
-    folder = tiny_models.save(tmp_path / "m")
+    folder = char_models.save(tmp_path / "m")
     engine = TransformersTeacher(str(folder), tags={"open": "(", "close": ")"})
     found = one(scripted(engine, ["(so 3)3<eos>"]), ask())
     assert found.reasoning == "so 3"
@@ -181,16 +181,16 @@ def test_a_stop_string_may_begin_in_the_prefix(folder: Path) -> None:
 
 
 def test_a_base_model_needs_a_template_for_a_chat(tmp_path: Path) -> None:
-    folder = tiny_models.save(tmp_path / "base", template=None)
+    folder = char_models.save(tmp_path / "base", template=None)
     with pytest.raises(ModelError, match="base has no chat template") as error:
         TransformersTeacher(str(folder)).complete_batch([ask()])
     assert "chat_template" in error.value.hint
     plain = one(TransformersTeacher(str(folder)), ask("1+2="))
     assert plain.prompt == "1+2="
     path = tmp_path / "own.jinja"
-    path.write_text(tiny_models.TEMPLATE, encoding="utf-8")
+    path.write_text(char_models.TEMPLATE, encoding="utf-8")
     from_file = one(TransformersTeacher(str(folder), chat_template=str(path)), ask())
-    from_text = one(TransformersTeacher(str(folder), chat_template=tiny_models.TEMPLATE), ask())
+    from_text = one(TransformersTeacher(str(folder), chat_template=char_models.TEMPLATE), ask())
     assert from_file == from_text
     with pytest.raises(ModelError, match=r"no chat template .*gone\.jinja"):
         TransformersTeacher(str(folder), chat_template=str(tmp_path / "gone.jinja"))
@@ -198,7 +198,7 @@ def test_a_base_model_needs_a_template_for_a_chat(tmp_path: Path) -> None:
 
 def test_a_template_that_refuses_fails_its_request_only(tmp_path: Path) -> None:
     strict = "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}x"
-    folder = tiny_models.save(tmp_path / "m", template=strict)
+    folder = char_models.save(tmp_path / "m", template=strict)
     engine = TransformersTeacher(str(folder))
     bad, good = engine.complete_batch([ask([*CHAT, *CHAT], key="two/0/0"), ask()])
     assert isinstance(bad, TeacherError)
@@ -224,16 +224,16 @@ def test_missing_models_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
 def test_weights_as_pickle_are_refused(tmp_path: Path) -> None:
     import torch
 
-    folder = tiny_models.save(tmp_path / "m")
+    folder = char_models.save(tmp_path / "m")
     (folder / "model.safetensors").unlink()
-    torch.save(tiny_models.model("llama").state_dict(), folder / "pytorch_model.bin")
+    torch.save(char_models.model("llama").state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="m cannot be loaded"):
         TransformersTeacher(str(folder)).complete_batch([ask()])
 
 
 def test_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
-    here = tiny_models.save(tmp_path / "a" / "m")
-    there = tiny_models.save(tmp_path / "b" / "m")
+    here = char_models.save(tmp_path / "a" / "m")
+    there = char_models.save(tmp_path / "b" / "m")
     identity = TransformersTeacher(str(here)).identity
     assert identity.startswith("transformers:m@")
     assert "+template:" in identity
@@ -243,7 +243,7 @@ def test_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
     other = TransformersTeacher(str(here), chat_template="{{ messages }}").identity
     assert other.split("+")[0] == identity.split("+")[0]
     assert other != identity
-    tiny_models.model("llama", seed=5).save_pretrained(there)
+    char_models.model("llama", seed=5).save_pretrained(there)
     assert TransformersTeacher(str(there)).identity != identity
 
 
