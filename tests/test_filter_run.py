@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distill.errors import DataError, DistillError, UsageError
+from distill.filter import KNOWN
 from distill.filter.run import filter_traces, filters_identity
 from distill.records import Grade, Problem, Trace, read_jsonl, to_row, write_jsonl
 from distill.schema import DEFAULT_FILTERS, PartSpec
@@ -214,3 +215,18 @@ def test_identity_changes_with_parameters_and_users_code(tmp_path: Path) -> None
     (tmp_path / "a.py").write_text("def f(p, t, g):\n    return None\n")
     (tmp_path / "b.py").write_text("def f(p, t, g):\n    return 'no'\n")
     assert identity("./a.py:f")[0]["version"] != identity("./b.py:f")[0]["version"]
+
+
+def test_the_filters_of_the_documentation_work(corpus: Corpus, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "filters.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in KNOWN)
+    blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    (tmp_path / "mine.py").write_text("\n\n".join(blocks), encoding="utf-8")
+    problem = ask("q")
+    for text in ("a", "b", "c", "```x```", "```x``````"):
+        corpus.add(problem, text)
+    summary = corpus.filter("./mine.py:no_code", {"./mine.py:TwoPerLength": {"count": 2}})
+    assert summary["dropped"] == {"./mine.py:no_code": 1, "./mine.py:TwoPerLength": 1}
+    assert corpus.filter({"./mine.py:no_code": {"marks": 1}})["kept"] == 3
+    assert corpus.verdicts()[3]["reason"] == "2 code marks"
