@@ -220,7 +220,7 @@ def test_identity_changes_with_parameters_and_users_code(tmp_path: Path) -> None
 def test_the_filters_of_the_documentation_work(corpus: Corpus, tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "filters.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in KNOWN)
-    blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    blocks = [block.partition("\n```\n")[0] for block in page.split("```python\n")[1:]]
     assert len(blocks) == 2
     (tmp_path / "mine.py").write_text("\n\n".join(blocks), encoding="utf-8")
     problem = ask("q")
