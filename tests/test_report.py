@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from distill.errors import DataError
 from distill.records import read_jsonl, write_jsonl
 from distill.report import Report, charts, markdown, words, write_report
+from distill.report.build import collect
+from distill.report.markdown import render_markdown
+from distill.report.page import render_page
 from distill.report.traces import Ledger, funnel, lengths, pass_rates
 from tests.make_run import HOSTILE, STEPS, make_run
 
@@ -81,10 +84,10 @@ def test_funnel_that_does_not_add_up_is_said(tmp_path: Path) -> None:
     path = tmp_path / "steps/select-pock00000000/verdicts.jsonl"
     rows = list(read_jsonl(path))
     write_jsonl(path, rows[:-1])
-    found = write_report(run)
-    assert not found.numbers["funnel"]["adds_up"]
-    assert "do NOT add up" in read(found, "report.html")
-    assert any("does not add up" in note["note"] for note in found.numbers["notes"])
+    found = collect(run)
+    assert not found["funnel"]["adds_up"]
+    assert "do NOT add up" in render_markdown(found)
+    assert any("does not add up" in note["note"] for note in found["notes"])
 
 
 def test_pass_rates_count_problems_before_and_after(report: Report) -> None:
@@ -158,7 +161,7 @@ def test_headline_agrees_with_the_evaluation(report: Report) -> None:
 
 def test_changes_are_counted_in_both_directions(tmp_path: Path) -> None:
     roles = {"base": 0.7, "student": 0.7}
-    found = write_report(make_run(tmp_path, roles=roles, problems=80)).numbers
+    found = collect(make_run(tmp_path, roles=roles, problems=80))
     task = found["evaluation"]["tasks"]["heldout"]
     changes, difference = task["changes"], task["differences"]["student-base"]
     assert changes["worse"] > 0
@@ -239,19 +242,30 @@ def test_same_run_same_bytes(report: Report) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 6, 7])
-def test_any_part_of_a_run_gives_a_report(tmp_path: Path, steps: int) -> None:
-    found = write_report(make_run(tmp_path, problems=8, steps=STEPS[:steps]))
-    assert found.numbers["partial"]
-    assert found.numbers["missing_steps"] == list(STEPS[steps:])
-    assert "Partial report" in read(found, "report.html")
-    assert "claims no gain" in read(found, "report.md")
-    assert found.gain is None
-    assert (found.student is None) == (steps <= STEPS.index("train"))
-    assert not Elements(read(found, "report.html")).crossed
+def test_any_part_of_a_run_gives_a_report(
+    tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Drawing takes most of the time and is tested elsewhere.
+    nothing = dict.fromkeys(("results", "rates", "lengths", "loss"), "")
+    monkeypatch.setattr("distill.report.page.draw", lambda numbers: nothing)
+    found = collect(make_run(tmp_path, problems=8, steps=STEPS[:steps]))
+    assert found["partial"]
+    assert found["missing_steps"] == list(STEPS[steps:])
+    assert (found["student"] is None) == (steps <= STEPS.index("train"))
+    page = render_page(found)
+    assert "Partial report" in page
+    assert "claims no gain" in render_markdown(found)
+    assert not Elements(page).crossed
+
+
+def test_a_run_that_was_only_sampled(tmp_path: Path) -> None:
+    found = write_report(make_run(tmp_path, problems=8, steps=STEPS[:2]))
+    assert found.gain is found.interval is found.student is None
+    assert "Nothing was trained in this run." in read(found, "report.html")
 
 
 def test_verdicts_of_filter_serve_where_select_did_not_run(tmp_path: Path) -> None:
-    found = write_report(make_run(tmp_path, problems=8, steps=STEPS[:5])).numbers["funnel"]
+    found = collect(make_run(tmp_path, problems=8, steps=STEPS[:5]))["funnel"]
     rows = list(read_jsonl(tmp_path / "steps/filter-pock00000000/verdicts.jsonl"))
     assert found["end"] == sum(row["kept"] for row in rows)
 
@@ -266,19 +280,18 @@ def test_published_traces_without_counts_are_measured_in_characters(tmp_path: Pa
     rows = [{**row, "completion_tokens": 0} for row in read_jsonl(folder / "traces.jsonl")]
     write_jsonl(folder / "traces.jsonl", rows)
     (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
-    found = write_report(run)
-    assert found.numbers["missing_steps"] == []
-    assert found.numbers["teacher"] == "R1"
-    assert found.numbers["lengths"]["unit"] == "characters"
-    assert "imported" in read(found, "report.md")
-    assert found.numbers["traces"][0]["question"].startswith("What is")
+    found = collect(run)
+    assert found["missing_steps"] == []
+    assert found["teacher"] == "R1"
+    assert found["lengths"]["unit"] == "characters"
+    assert "imported" in render_markdown(found)
+    assert found["traces"][0]["question"].startswith("What is")
 
 
 def test_a_damaged_summary_is_a_note_and_not_the_end(tmp_path: Path) -> None:
     run = make_run(tmp_path, problems=8)
     (tmp_path / "steps/grade-pock00000000/summary.json").write_text("{torn", encoding="utf-8")
-    found = write_report(run)
-    assert any("summary.json is damaged" in note["note"] for note in found.numbers["notes"])
+    assert any("summary.json is damaged" in note["note"] for note in collect(run)["notes"])
 
 
 def test_without_run_json_the_error_helps(tmp_path: Path) -> None:

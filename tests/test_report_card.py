@@ -10,6 +10,7 @@ import yaml
 
 from distill.errors import ModelError, StoreError
 from distill.report import Report, write_model_card, write_report
+from distill.report.build import collect
 from distill.report.card import render_card
 from tests.make_run import make_run
 
@@ -53,7 +54,7 @@ def test_it_needs_a_student(report: Report, tmp_path: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    numbers = write_report(make_run(tmp_path, problems=8, hostile=True)).numbers
+    numbers = collect(make_run(tmp_path, problems=8, hostile=True))
     card = render_card(numbers)
     _, head, body = card.split("---\n", 2)
     assert "<script" not in body
@@ -63,6 +64,6 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 def test_a_run_without_evaluation_claims_nothing(tmp_path: Path) -> None:
     steps = ("problems", "sample", "grade", "filter", "select", "train")
-    card = render_card(write_report(make_run(tmp_path, problems=8, steps=steps)).numbers)
+    card = render_card(collect(make_run(tmp_path, problems=8, steps=steps)))
     assert "model-index" not in card
     assert "Not evaluated." in card

@@ -26,7 +26,7 @@ VARIABLES = {
 }
 WIDE, NARROW = 660, 340
 """CSS pixels; the figure's unit is one pixel at its natural size."""
-RIGHT, BOTTOM, TOP = 28, 46, 6
+RIGHT, TOP = 28, 6
 """Margins around the axes in pixels; `100%` under the last tick needs the one on the right."""
 
 Draw = Callable[[Any, bool], None]
@@ -63,7 +63,8 @@ def results_chart(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
         f"pass@1 on {task} with 95% intervals",
         told,
         draw,
-        height=BOTTOM + TOP + 54 * len(rows),
+        height=TOP + 28 + 54 * len(rows),
+        bottom=28,
         wide=520,
         left=(30 + 8 * max(len(role_name(row["role"])) for row in rows), 6),
     )
@@ -165,21 +166,23 @@ def _figure(
     *,
     height: int = 260,
     wide: int = WIDE,
-    left: tuple[int, int] = (64, 64),
+    left: tuple[int, int] = (56, 56),
+    bottom: int = 46,
 ) -> str:
     """Both drawings of a chart; the style sheet shows the one that fits.
 
-    `left` is the space for the labels of the y axis in the wide and in the narrow one, in pixels.
+    `left` is the space for the labels of the y axis in the wide and in the narrow one, `bottom`
+    that for the labels of the x axis, in pixels.
     """
     return "".join(
-        _svg(f"{name}-{size}", title, told, draw, (width, height), margin, size == "narrow")
+        _svg(f"{name}-{size}", title, told, draw, (width, height), (margin, bottom))
         for size, width, margin in (("wide", wide, left[0]), ("narrow", NARROW, left[1]))
     )
 
 
 def _room(largest: float) -> tuple[int, int]:
     """Space for numbers up to `largest` and the axis' name, in pixels."""
-    room = 38 + 9 * len(count(largest))
+    room = 30 + 9 * len(count(largest))
     return room, room
 
 
@@ -189,8 +192,7 @@ def _svg(
     told: str,
     draw: Draw,
     size: tuple[int, int],
-    left: int,
-    narrow: bool,
+    margins: tuple[int, int],
 ) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -198,12 +200,13 @@ def _svg(
 
     with mpl.rc_context(_style(dict(mpl.rcParamsDefault))):
         # A figure of its own, without pyplot: no global state, no GUI, no backend switch.
-        width, height = size
+        (width, height), (left, bottom) = size, margins
+        narrow = width == NARROW
         figure = Figure(figsize=(width / 72, height / 72))
         FigureCanvasSVG(figure)
         # Fixed margins: fitting them to the text means drawing everything twice.
-        inner = (width - left - RIGHT, height - BOTTOM - TOP)
-        axes = figure.add_axes((left / width, BOTTOM / height, inner[0] / width, inner[1] / height))
+        inner = (width - left - RIGHT, height - bottom - TOP)
+        axes = figure.add_axes((left / width, bottom / height, inner[0] / width, inner[1] / height))
         draw(axes, narrow)
         drawn = StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -73,7 +73,7 @@ def _results(n: Mapping[str, Any]) -> list[str]:
         return ["## Results", "Nothing was evaluated in this run."]
     parts = ["## Results"]
     if say.settings(evaluation):
-        text = f"All models under the same settings: {say.settings(evaluation)}."
+        text = f"Settings of all models: {say.settings(evaluation)}."
         parts.append(escape(text))
     if say.asked(evaluation):
         parts.append(escape(f"How they were asked: {say.asked(evaluation)}."))

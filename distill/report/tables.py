@@ -282,9 +282,7 @@ def headline_facts(numbers: Numbers) -> list[tuple[str, str]]:
     if numbers["origin"] == "sampled":
         cost = sampling.get("cost")
         facts.append(("teacher's tokens", short_count(sampling.get("completion_tokens"))))
-        facts.append(
-            ("cost, in the recipe's currency", "no price set" if not cost else money(cost))
-        )
+        facts.append(("cost", "no price set" if not cost else money(cost)))
     facts.append(("tokens an epoch", short_count(training.get("tokens"))))
     facts.append(("time, all steps", duration(numbers["seconds"])))
     if training.get("device"):
