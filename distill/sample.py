@@ -156,7 +156,7 @@ class Session:
             unique.setdefault(problem.id, problem)
         self.problems = list(unique.values())
         self.repeated = len(problems) - len(self.problems)
-        self.can: Capabilities = getattr(buyer.teacher, "capabilities", Capabilities())
+        self.can = buyer.teacher.capabilities
         self.batch_size = None
         if hasattr(buyer.teacher, "complete_batch"):
             alone = None if hasattr(buyer.teacher, "complete") else DEFAULT_BATCH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -691,6 +692,32 @@ def test_killed_and_resumed_is_the_same_as_undisturbed(tmp_path: Path, kind: str
     summary = json.loads((folders[0] / "summary.json").read_text())
     assert summary["reused"] >= 20
     assert summary["bought"] == 56 - summary["reused"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=5), st.integers(1, 3), st.sampled_from([Echo, Batch]))
+def test_stopped_at_any_request_and_resumed_is_the_same_as_undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, stops: list[int], concurrency: int, kind: type[Echo]
+) -> None:
+    class Stopped(kind):  # type: ignore[misc, valid-type]
+        left = 10**9
+
+        def answer(self, request: Request) -> Completion:
+            self.left -= 1
+            if self.left < 0:
+                raise TeacherError("stop", fatal=True)
+            return super().answer(request)
+
+    root = tmp_path_factory.mktemp("runs")
+    for left in stops:
+        teacher = Stopped()
+        teacher.left = left
+        with contextlib.suppress(TeacherError):
+            buy(teacher, root / "stopped", n=3, concurrency=concurrency)
+    resumed = buy(Stopped(), root / "stopped", n=3, concurrency=concurrency)
+    whole = buy(Stopped(), root / "whole", n=3)
+    assert list(map(bare, resumed.traces)) == list(map(bare, whole.traces))
+    assert resumed.summary["bought"] + resumed.summary["reused"] == 18
 
 
 @pytest.mark.parametrize("kind", ["Slow", "SlowBatch", "SlowNotebook"])
