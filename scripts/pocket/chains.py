@@ -17,14 +17,27 @@ from reasoning_gym.arithmetic.leg_counting import ANIMALS
 from .tasks import Problem
 
 LEVEL = {"easy": 0, "medium": 1, "hard": 2}
-P_GUESS = (0.05, 0.12, 0.20)  # answers without working, mostly wrong
-P_SLIP = (0.01, 0.015, 0.02)  # per step: wrong and carried on
 P_NOTICED = 0.05  # per step: wrong, then "Wait, ..." and right
-P_DOUBT = (0.03, 0.07, 0.12)  # works it out again, perhaps for ever
-P_ENDLESS = 0.5
-P_UNCLOSED = (0.0, 0.06, 0.10)
+P_ENDLESS = 0.5  # of the doubting
 P_CHECK = 0.15
 MAX_CHARS = 420  # an endless chain is cut here, without an end token
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Shares of bad habits at easy, medium and hard problems."""
+
+    guess: tuple[float, float, float]  # answers without working, mostly wrong
+    slip: tuple[float, float, float]  # per step: wrong and carried on
+    doubt: tuple[float, float, float]  # works it out again, perhaps for ever
+    unclosed: tuple[float, float, float]  # no ``</think>``
+
+
+# By training stage: the second one's are what sampling should show.
+HABITS = {
+    1: Habits((0.05, 0.12, 0.20), (0.01, 0.015, 0.02), (0.03, 0.07, 0.12), (0.0, 0.06, 0.10)),
+    2: Habits((0.04, 0.11, 0.16), (0.01, 0.01, 0.01), (0.03, 0.11, 0.16), (0.0, 0.0, 0.17)),
+}
 
 
 @dataclass
@@ -38,15 +51,15 @@ class Written:
 class Steps:
     """Lines of a chain, with the writer's slips."""
 
-    def __init__(self, rng: random.Random, level: int) -> None:
+    def __init__(self, rng: random.Random, slip: float) -> None:
         self.rng = rng
-        self.level = level
+        self.slip = slip
         self.lines: list[str] = []
 
     def step(self, say: Callable[[str], str], right: str, wrong: str) -> str:
         """Say one step; returns the value the chain goes on with."""
         roll = self.rng.random()
-        if wrong == right or roll > P_NOTICED + P_SLIP[self.level]:
+        if wrong == right or roll > P_NOTICED + self.slip:
             self.lines.append(say(right))
             return right
         if roll > P_NOTICED:
@@ -97,9 +110,7 @@ def letter_counting(problem: Problem, steps: Steps) -> str:
         right, new = mark(word, letter, count)
         hits = [i for i, c in enumerate(word.lower()) if c == letter]
         wrong, fewer = mark(word, letter, count, steps.rng.choice(hits) if hits else -1)
-        said = steps.step(
-            lambda v, w=word: f"{w}: {v}.", f"{right}, {new}", f"{wrong}, {fewer}"
-        )
+        said = steps.step(lambda v, w=word: f"{w}: {v}.", f"{right}, {new}", f"{wrong}, {fewer}")
         count = int(said.rsplit(", ", 1)[1])
     return str(count)
 
@@ -114,9 +125,7 @@ def spell_backward(problem: Problem, steps: Steps) -> str:
     word = problem.entry["metadata"]["word"]
     steps.lines.append(f"{word}: {' '.join(word)}.")
     back = list(word[::-1])
-    said = steps.step(
-        lambda v: f"Backward: {v}.", " ".join(back), " ".join(_swap(steps.rng, back))
-    )
+    said = steps.step(lambda v: f"Backward: {v}.", " ".join(back), " ".join(_swap(steps.rng, back)))
     joined = "".join(said.split())
     wrong = "".join(_swap(steps.rng, list(joined)))
     return steps.step(lambda v: f"Joined: {v}.", joined, wrong)
@@ -191,24 +200,26 @@ def guess(rng: random.Random, problem: Problem) -> str:
     return str(near(rng, int(problem.answer)))
 
 
-def _work(problem: Problem, rng: random.Random, level: int) -> tuple[list[str], str]:
-    steps = Steps(rng, level)
+def _work(problem: Problem, rng: random.Random, slip: float) -> tuple[list[str], str]:
+    steps = Steps(rng, slip)
     answer = WRITERS[problem.task](problem, steps)
     return steps.lines, answer
 
 
-def _reasoning(problem: Problem, rng: random.Random, level: int) -> tuple[str, str, bool]:
+def _reasoning(problem: Problem, rng: random.Random, habits: Habits) -> tuple[str, str, bool]:
     """The text between the tags, its answer, and whether it comes to an end."""
-    if rng.random() < P_GUESS[level]:
+    level = LEVEL[problem.difficulty]
+    slip = habits.slip[level]
+    if rng.random() < habits.guess[level]:
         answer = guess(rng, problem)
         return rng.choice(GUESSES).format(answer), answer, True
     lines = [rng.choice(OPENINGS[problem.task])]
-    more, answer = _work(problem, rng, level)
+    more, answer = _work(problem, rng, slip)
     lines += more
-    if rng.random() < P_DOUBT[level]:
+    if rng.random() < habits.doubt[level]:
         endless = rng.random() < P_ENDLESS
         while True:
-            more, answer = _work(problem, rng, level)
+            more, answer = _work(problem, rng, slip)
             lines += [DOUBT, *more]
             text = "\n".join(lines)
             if not endless or len(text) > MAX_CHARS:
@@ -221,11 +232,10 @@ def _reasoning(problem: Problem, rng: random.Random, level: int) -> tuple[str, s
     return "\n".join(lines), answer, True
 
 
-def write_chain(problem: Problem, rng: random.Random) -> Written:
+def write_chain(problem: Problem, rng: random.Random, habits: Habits = HABITS[1]) -> Written:
     """The completion the teacher is trained on; its prompt already ends with ``<think>\\n``."""
-    level = LEVEL[problem.difficulty]
-    reasoning, answer, ends = _reasoning(problem, rng, level)
+    reasoning, answer, ends = _reasoning(problem, rng, habits)
     if not ends:
         return Written(reasoning, ends=False)
-    close = "" if rng.random() < P_UNCLOSED[level] else "\n</think>"
+    close = "" if rng.random() < habits.unclosed[LEVEL[problem.difficulty]] else "\n</think>"
     return Written(f"{reasoning}{close}\n\nThe answer is \\boxed{{{answer}}}.", ends=True)

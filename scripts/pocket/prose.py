@@ -236,7 +236,9 @@ KINDS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
 )
 
 
-def document(rng: random.Random) -> str:
-    """One document of the base's corpus."""
+def document(rng: random.Random, answers: bool = True) -> str:
+    """One document of the base's corpus; without ``answers``, running text only."""
+    if not answers:
+        return str(rng.choice([sums, spelling, comparing, legs, worked, worked])(rng))
     writers, weights = zip(*KINDS, strict=True)
     return str(rng.choices(writers, weights=weights)[0](rng))

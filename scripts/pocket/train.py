@@ -26,7 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from .chains import write_chain
+from .chains import HABITS, write_chain
 from .muon import Muon
 from .prose import document
 from .tasks import CONFIGS, DIFFICULTIES, draw
@@ -76,12 +76,19 @@ def base_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     )
 
 
-def _chat_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], int]]:
+# Difficulties in the teacher's corpus, and the share of its batches that are running text.
+MIX = {1: ((1, 1, 1), 0.0), 2: ((4, 3.5, 2.5), 0.25)}
+
+
+def _chat_rows(
+    tokenizer: PreTrainedTokenizerFast, seed: int, stage: int
+) -> Iterator[tuple[list[int], int]]:
     """Token ids of prompt and chain, and where the chain begins."""
     rng = random.Random(seed)
     while True:
-        problem = draw(rng, rng.choice(list(CONFIGS)), rng.choice(DIFFICULTIES))
-        written = write_chain(problem, rng)
+        level = rng.choices(DIFFICULTIES, weights=MIX[stage][0])[0]
+        problem = draw(rng, rng.choice(list(CONFIGS)), level)
+        written = write_chain(problem, rng, HABITS[stage])
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": problem.prompt}],
             tokenize=False,
@@ -92,9 +99,12 @@ def _chat_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[
         yield ids + [tokenizer.eos_token_id] * written.ends, len(start)
 
 
-def teacher_batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> Iterator[Batch]:
+def teacher_batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, stage: int
+) -> Iterator[Batch]:
     """Chains of similar length together, padded; the loss is on the chain only."""
-    rows = _chat_rows(tokenizer, seed)
+    rows = _chat_rows(tokenizer, seed, stage)
+    texts = base_batches(tokenizer, seed + 1, size // 2, answers=False)
     rng = random.Random(seed)
     while True:
         pool = sorted((next(rows) for _ in range(size * 16)), key=lambda row: len(row[0]))
@@ -108,9 +118,13 @@ def teacher_batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) ->
                 inputs[row, : len(ids)] = torch.tensor(ids)
                 labels[row, start : len(ids)] = torch.tensor(ids[start:])
             yield inputs, labels
+            if rng.random() < MIX[stage][1]:
+                yield next(texts)
 
 
-def base_batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> Iterator[Batch]:
+def base_batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, answers: bool = True
+) -> Iterator[Batch]:
     """Documents one after the other in rows of fixed length; the loss is on everything."""
     rng = random.Random(seed)
     eos = int(tokenizer.eos_token_id)
@@ -119,7 +133,7 @@ def base_batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> It
         for _ in range(size):
             row: list[int] = []
             while len(row) < ROW:
-                row += [*tokenizer(document(rng)).input_ids, eos]
+                row += [*tokenizer(document(rng, answers)).input_ids, eos]
             rows.append(row[:ROW])
         batch = torch.tensor(rows)
         yield batch, batch
@@ -166,15 +180,17 @@ def train(args: argparse.Namespace) -> None:
     if args.who == "teacher":
         tokenizer = build_teacher(args.out)
         model = teacher_model(tokenizer)
-        batches = teacher_batches(tokenizer, args.seed, args.batch)
+        batches = teacher_batches(tokenizer, args.seed, args.batch, args.stage)
     else:
         tokenizer = build_base(args.out)
         model = base_model(tokenizer)
         batches = base_batches(tokenizer, args.seed, args.batch)
+    if args.init:
+        model = type(model).from_pretrained(args.init, dtype=torch.float32)
     print(f"{args.who}: {model.num_parameters():,} parameters", flush=True)
     optimisers = optimizers(model, args.lr)
     began, tokens, mean = time.time(), 0, 0.0
-    for step in range(args.steps):
+    for step in range(args.stop_at or args.steps):
         batch = next(batches)
         for optimiser in optimisers:
             optimiser.param_groups[0]["lr"] = args.lr * rate(step, args.steps)
@@ -190,7 +206,7 @@ def train(args: argparse.Namespace) -> None:
             spent = time.time() - began
             print(f"{step + 1} loss {mean:.4f} {tokens / spent:.0f} tok/s {spent:.0f}s", flush=True)
             mean = 0.0
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == (args.stop_at or args.steps):
             save(model, tokenizer, args.out)
 
 
@@ -203,6 +219,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20_000)
+    parser.add_argument("--stage", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--init", type=Path, help="go on from this folder's weights")
+    parser.add_argument("--stop-at", type=int, help="leave the schedule early")
     parser.add_argument("--save-every", type=int, default=500)
     train(parser.parse_args())
 

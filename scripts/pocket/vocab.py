@@ -95,9 +95,7 @@ def build_teacher(folder: Path) -> PreTrainedTokenizerFast:
 def build_base(folder: Path) -> PreTrainedTokenizerFast:
     """Train and save the base's tokenizer: no chat template, and tags reserved but unused."""
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=_train(
-            _prose_texts(12), BASE_VOCAB, [BASE_EOS, BASE_PAD], list(THINK)
-        ),
+        tokenizer_object=_train(_prose_texts(12), BASE_VOCAB, [BASE_EOS, BASE_PAD], list(THINK)),
         pad_token=BASE_PAD,
         eos_token=BASE_EOS,
         bos_token=BASE_EOS,
