@@ -9,7 +9,8 @@ import pytest
 
 from distill import Recipe, run
 from tests.test_pipeline import Counting
-from tests.tiny_models import save_tiny_model
+from tests.tiny_students import CHATML, LLAMA3
+from tests.tiny_students import base as tiny_base
 
 SIZES = [
     ("1.5b", "full", "qwen2", True),
@@ -28,7 +29,16 @@ def test_a_recipe_runs_end_to_end_on_its_architecture(
 ) -> None:
     if method == "qlora":
         pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
-    base = save_tiny_model(family, tmp_path / "base", tied=tied)
+    # Qwen2.5-Math's positions and RoPE base, which its recipes change; Llama 3's, which stay.
+    positions, theta = (4096, 10000.0) if family == "qwen2" else (131072, 500000.0)
+    base = tiny_base(
+        tmp_path / "base",
+        family,
+        CHATML if family == "qwen2" else LLAMA3,
+        max_position_embeddings=positions,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        tie_word_embeddings=tied,
+    )
     problems = tmp_path / "problems.jsonl"
     rows = [{"problem": f"What is {i} + {i + 1} ?", "answer": str(2 * i + 1)} for i in range(20)]
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
