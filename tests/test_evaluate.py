@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +23,20 @@ from distill.schema import Evaluation, Grading
 
 ENGINE = '''
 import random
+import time
 from distill.protocols import Capabilities, Completion, Usage
 
 
 class Fake:
     """Adds the two numbers of a question; right with chance `skill`, silent with `mute`."""
 
-    calls = 0
-
-    def __init__(self, skill, mute=0.0, name="", refuse=""):
-        self.skill, self.mute, self.refuse = skill, mute, refuse
+    def __init__(self, skill, mute=0.0, name="", refuse="", nap=0.0):
+        self.skill, self.mute, self.refuse, self.nap = skill, mute, refuse, nap
         self.identity = f"fake {name} {skill} {mute}"
         self.capabilities = Capabilities(batch_size=8)
 
     def complete_batch(self, requests, on_tokens=None):
-        Fake.calls += len(requests)
+        time.sleep(self.nap * len(requests))
         return [self.answer(r) for r in requests]
 
     def answer(self, request):
@@ -144,6 +146,40 @@ def test_a_second_evaluation_buys_nothing_and_says_the_same(place: Path) -> None
     assert (reused["bought"], reused["reused"]) == (0, 160)
     assert rows == rows_again
     assert first == again
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from tests.test_evaluate import evaluate, fake
+evaluate(Path({place!r}), [fake("base", skill=0.5, nap=0.05)])
+"""
+
+
+@pytest.mark.slow
+def test_what_was_sampled_before_a_kill_is_not_bought_again(place: Path) -> None:
+    root = Path(__file__).parent.parent
+    code = KILLED.format(root=str(root), tests=str(root / "tests"), place=str(place))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (kept := sum(len(f.read_bytes().splitlines()) for f in _segments(place))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (place / "out" / "results.json").exists()
+    _, rows, summary = evaluate(place, [fake("base", skill=0.5, nap=0.0)])
+    assert summary["reused"] >= kept > 0
+    assert summary["bought"] + summary["reused"] == len(rows) == 80
+    assert len({(r["problem_id"], r["index"]) for r in rows}) == 80
+
+
+def _segments(place: Path) -> list[Path]:
+    return list((place / "pool").glob("*/*.jsonl"))
 
 
 def test_more_samples_buy_only_the_new_ones(place: Path) -> None:
