@@ -84,7 +84,8 @@ def _interval(axes: Any, y: int, row: Mapping[str, Any], narrow: bool) -> None:
         label = f"{role_name(row['role'])} {percent(value)}"
         axes.text(0, y + 0.3, label, bbox=behind, **text)
     else:
-        axes.text(100 * value, y + 0.22, percent(value), ha="center", **text)
+        # Kept away from the ends, where it would run into the names.
+        axes.text(min(max(100 * value, 7), 93), y + 0.22, percent(value), ha="center", **text)
 
 
 def pass_rate_chart(rates: Mapping[str, Any]) -> str:
@@ -143,7 +144,7 @@ def loss_chart(curve: Sequence[Mapping[str, Any]]) -> str:
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=ACCENT, lw=2)
         axes.set_xlabel("update")
         axes.set_ylabel("loss")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(r["loss"] for r in rows))
         axes.xaxis.set_major_locator(_ticks(4 if narrow else 7))
         axes.grid(axis="y", color=RULE, lw=1)
 

@@ -66,7 +66,8 @@ def against_others(lead: Numbers | None) -> str:
         f"({bounds(other.get('interval'), signed=True)})."
         for role, other in lead["others"].items()
     ]
-    if lead.get("format") is not None and lead.get("reasoning") is not None:
+    parted = lead.get("format") is not None and lead.get("reasoning") is not None
+    if parted and clear(lead):
         parts.append(
             f"Of the gain, {points(lead['format'])} come from answering in a form that can be "
             f"graded and {points(lead['reasoning'])} from being right more often when it is."

@@ -214,7 +214,7 @@ def sampling_facts(sampling: Numbers | None) -> list[tuple[str, str]]:
     s = sampling or {}
     facts = [
         ("teacher", str(s.get("teacher") or "")),
-        ("served as", ", ".join(map(str, s.get("served_models") or []))),
+        ("served as", ", ".join(str(name) for name in s.get("served_models") or [] if name)),
         ("traces wanted", _count(s, "wanted")),
         ("bought", _count(s, "bought")),
         ("reused from the pool", _count(s, "reused")),

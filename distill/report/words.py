@@ -87,6 +87,8 @@ def duration(seconds: float | None) -> str:
     """3 s, 4 min 05 s, 2 h 10 min, 3.2 days."""
     if seconds is None:
         return MISSING
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

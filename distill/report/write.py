@@ -52,7 +52,7 @@ class Report:
         )
 
 
-def write_report(run_dir: Path) -> Report:
+def write_report(run_dir: Path | str) -> Report:
     """Write report.json, report.md and report.html into a run's folder.
 
     Made of whatever steps the run has. Raises DataError where run.json is missing or damaged.
