@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,22 @@ def test_a_cycle_is_found_with_its_whole_length(head: str, period: str) -> None:
     length, found = cycle(text)
     assert length >= len(period) * 60 - len(period)
     assert text[-length + found :] == text[-length:-found]
+
+
+def plain_share(text: str, words: int, times: int) -> tuple[float, int]:
+    """The same by comparing strings: slower, and nothing to get wrong."""
+    found = text.split()
+    runs = Counter(tuple(found[at : at + words]) for at in range(len(found) - words + 1))
+    repeated = sum(count for count in runs.values() if count >= times)
+    return (repeated / runs.total(), max(runs.values())) if runs else (0.0, 0)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "-1", "-2", "c."]), max_size=60), st.integers(2, 4))
+def test_hashed_runs_agree_with_plain_ones(found: list[str], times: int) -> None:
+    text = " ".join(found)
+    share, phrase, count = repeated_share(text, 3, times)
+    assert (share, count) == plain_share(text, 3, times)
+    assert phrase in text
 
 
 @given(st.text(max_size=400))
