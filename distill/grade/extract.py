@@ -21,7 +21,14 @@ _TOKEN = re.compile(
     r"\\{1,4}(?:boxed|fbox)\s{0,16}(?:\{|(?P<number>[-+]?\d[\d.,/]*))|\\.|[{}]", re.DOTALL
 )
 _BOX = re.compile(r"\\{1,4}(?:boxed|fbox)\s{0,16}")
-_JOINED = re.compile(r"[\s$,;.]*(?:and|or|und|et|y)?[\s$,;]*")
+_GLUE = r"(?:[\s$,;.]|\\[()\[\],;! ]|\\q?quad(?![a-z]))"
+_AND = r"(?:\b(?:and|or)\b|\\text\s?\{\s?(?:and|or)\s?\}|&)"
+_UNIT = r"(?:[a-z]{1,12}\s|\\text\{ ?for part \([a-z]\) and \})"
+_JOINED = re.compile(
+    rf"{_GLUE}{{0,12}}{_UNIT}?(?:{_AND}{_GLUE}{{0,12}})?(?:[A-Za-z](?:_\{{?\d\}}?)?\s?=\s?)?"
+)
+"""What may stand between two boxes that are one answer: "and", commas, a unit, the next `x_2 =`."""
+
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"^####[ \t]{0,8}(\S[^\n]*)$", re.MULTILINE)
 _ANSWER_IS = (
@@ -72,13 +79,14 @@ def without_answer(trace: Trace, grader: str, version: str) -> Grade:
 def final_answer(text: str, *, cut: bool = False) -> str | None:
     r"""The final answer of a text without thinking, or None.
 
-    In this order: the last `\boxed{...}` (several joined by "and" or commas count as one answer),
+    In this order: the last `\boxed{...}` (several joined by "and" or commas count as one answer)
+    unless a number is called the final answer after it,
     `<answer>...</answer>`, GSM8K's `#### ...`, the last "final answer is ..." or "Answer: ...".
     With `cut`, an expression that the end of the text broke off is no answer.
     """
     box = last_boxed(text, cut=cut)
     if box is not None:
-        return box
+        return _stated_later(text, cut) or box
     for pattern in (_TAGGED, _HASHES):
         marked = _last(m.group(1).strip() for m in pattern.finditer(text))
         if marked:
@@ -140,8 +148,14 @@ def _boxes(text: str) -> tuple[list[Span], tuple[int, int] | None]:
 
 
 def _plain(body: str) -> str:
-    """The content of a box without further boxes in it."""
+    """The content of a box without further boxes and stray dollar signs in it."""
     body = _BOX.sub("", body).strip()
+    body = (
+        re.sub(r"[ \t]*\$?[ \t]*\b(and|or)\b[ \t]*\$?[ \t]*", r" \\text{ \1 } ", body)
+        if ("$" in body)
+        else body
+    )
+    body = re.sub(r"(?<!\\)\$", "", body).strip()
     wrapped = re.fullmatch(r"\{+([^{}]*)\}+", body)
     return (wrapped.group(1) if wrapped else body).strip().rstrip(".,")
 
@@ -160,6 +174,17 @@ def _after_phrase(text: str, cut: bool) -> str | None:
             if answer:
                 return answer
     return None
+
+
+def _stated_later(text: str, cut: bool) -> str | None:
+    """A number or formula that is called the final answer after the last box."""
+    start = text.rfind("boxed{")
+    after = text[start:] if start >= 0 else ""
+    if not _PHRASES[0].search(after):
+        return None
+    answer = _after_phrase(after, cut)
+    plain = answer is not None and re.fullmatch(r"[-+]?\$?[\d][\d.,/]*", answer)
+    return answer if plain else None
 
 
 def _trim(line: str) -> str:

@@ -27,7 +27,10 @@ _SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\\displaystyle|\\limits|\s+")
 _SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)\\frac(\d)(\d)|(-?)(\d+)/(\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d{4,},\d{1,2}")
+_LIST = re.compile(r"\d,(?:\s|\\[ ,;:])+\d")
+_WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}\s+(?:\S+\s+){0,3}?[a-zA-Z]{3,}")
 _MAX_DIGITS = 400
 
 
@@ -56,6 +59,8 @@ def number(normal: str) -> Fraction | None:
         return None
     if _THOUSANDS.fullmatch(normal):
         normal = normal.replace(",", "")
+    elif _DECIMAL_COMMA.fullmatch(normal):
+        normal = normal.replace(",", ".")
     if _NUMBER.fullmatch(normal):
         return Fraction(normal.rstrip(".") if normal.endswith(".") else normal)
     parts = _FRACTION.fullmatch(normal)
@@ -75,6 +80,8 @@ def quick_equal(gold: str, answer: str) -> bool | None:
         return True
     if re.fullmatch(r"\(?[A-Z]\)?", left) and re.fullmatch(r"\(?[A-Z]\)?[.:)]?", right):
         return left.strip("()") == right.strip("().:")
+    if _LIST.search(gold) or _LIST.search(answer):
+        return None
     a, b = number(left), number(right)
     if a is None or b is None:
         return None
@@ -105,8 +112,13 @@ def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
     _quiet()
+    if not re.search(r"(?<!\\)\\[a-zA-Z]", text):
+        # Every command has two backslashes: the text was escaped once too often on its way.
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
     marked = any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed"))
-    return list(parse(text if marked else f"${text}$", parsing_timeout=None))
+    # A sentence is searched for its formula or number; anything else is a formula itself.
+    formula = text if marked or _WORDS.search(text) else f"${text}$"
+    return list(parse(formula, parsing_timeout=None))
 
 
 @functools.cache
@@ -165,8 +177,7 @@ class Math(StagedGrader):
 
     def compare(self, gold: str, answer: str) -> Grade | Check:
         """Settle by string and number, or leave it to sympy."""
-        boxed = last_boxed(gold)
-        gold = gold if boxed is None else boxed
+        gold = last_boxed(gold) or gold
         equal = quick_equal(gold, answer)
         if equal is None and max(len(gold), len(answer)) > MAX_LENGTH:
             detail = f"longer than {MAX_LENGTH} characters: compared as text only"

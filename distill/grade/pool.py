@@ -3,7 +3,8 @@
 Each worker is a fresh interpreter that imports no more than a grader needs. It gets a chunk of
 checks and answers them one at a time, so that the pool always knows which check a worker is at
 and since when. A check past its deadline costs its worker's life and is an `error`; the rest of
-the chunk goes to another worker.
+the chunk goes to another worker. Time that a worker waits for a processor is not counted, so that
+a busy machine does not change grades.
 
 Not multiprocessing or pebble: their spawned workers import the caller's `__main__` (a script
 without a guard starts itself again, a notebook's imports torch), and a deadline there holds for a
@@ -28,7 +29,7 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.grade.parts import GraderSpec
-from distill.grade.worker import Job
+from distill.grade.worker import Job, waited
 from distill.records import Grade
 
 LOAD_S = 120.0
@@ -75,18 +76,26 @@ class _Member:
         self.pipe.send((list(specs), memory))
         self.jobs: deque[Job] = deque()
         self.loaded: set[tuple[int, str]] = set()
-        self.since = time.monotonic()
+        self.since, self.waited = time.monotonic(), 0.0
+        self.grace = 0.0
 
     def give(self, jobs: list[Job]) -> None:
         self.jobs.extend(jobs)
-        self.since = time.monotonic()
+        self.since, self.grace = time.monotonic(), 0.0
         self.pipe.send(jobs)
 
     def deadline(self, timeout_s: float) -> float:
         """When the first job is overdue; loading a grader is not counted against it."""
         _, index, part, _ = self.jobs[0]
         loaded = (index, part) in self.loaded
-        return self.since + (timeout_s if loaded else max(LOAD_S, timeout_s))
+        return self.since + self.grace + (timeout_s if loaded else max(LOAD_S, timeout_s))
+
+    def overdue(self, timeout_s: float) -> bool:
+        """True if the first job has had its time; what it waited for a processor is put on top."""
+        if not self.jobs or time.monotonic() < self.deadline(timeout_s):
+            return False
+        self.grace = max(self.grace, waited(self.process.pid) - self.waited)
+        return time.monotonic() >= self.deadline(timeout_s)
 
     def stop(self) -> int:
         """Kill the worker and what it started. Returns its exit code."""
@@ -195,7 +204,7 @@ class GraderPool:
     def _read(self, member: _Member) -> None:
         while member.jobs and member.pipe.poll():
             ticket, grade, when = member.pipe.recv()
-            member.since = when
+            (member.since, member.waited), member.grace = when, 0.0
             _, index, part, _ = member.jobs[0]
             member.loaded.add((index, part))
             self._early_deaths = 0
@@ -204,9 +213,8 @@ class GraderPool:
                 self._done.append((ticket, grade))
 
     def _expire(self) -> None:
-        now = time.monotonic()
         for member in list(self._members):
-            if member.jobs and now > member.deadline(self.timeout_s):
+            if member.overdue(self.timeout_s):
                 _, index, part, _ = member.jobs[0]
                 limit = self.timeout_s if (index, part) in member.loaded else LOAD_S
                 self._bury(member, f"took longer than {limit:g} s and was killed")

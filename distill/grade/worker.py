@@ -20,8 +20,11 @@ from distill.records import Grade
 Job = tuple[int, int, str, tuple[Any, ...]]
 """(ticket, index of the grader, part of the grader, arguments of its `check`)."""
 
-Reply = tuple[int, Grade | None, float]
-"""(ticket, grade, time on the monotonic clock); without a grade: its clock starts now."""
+Clock = tuple[float, float]
+"""Monotonic time, and the time that the worker has waited for a processor, in seconds."""
+
+Reply = tuple[int, Grade | None, Clock]
+"""(ticket, grade, when it was done); without a grade: the check begins now."""
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -42,11 +45,25 @@ def main(descriptor: int, parent: int) -> None:
                 grade: Grade | None = None
                 try:
                     if worker.load(job):
-                        pipe.send((job[0], None, time.monotonic()))
+                        pipe.send((job[0], None, clock()))
                 except Exception as error:
                     detail = f"cannot be loaded: {type(error).__name__}: {error}"[:300]
                     grade = Grade(outcome="error", grader=specs[job[1]].name, detail=detail)
-                pipe.send((job[0], grade or worker.grade(job), time.monotonic()))
+                pipe.send((job[0], grade or worker.grade(job), clock()))
+
+
+def waited(process: int | str) -> float:
+    """Seconds that a process was ready to run and had no processor; 0 where nobody counts them."""
+    try:
+        with open(f"/proc/{process}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def clock() -> Clock:
+    """This process's Clock."""
+    return time.monotonic(), waited("self")
 
 
 class Worker:
