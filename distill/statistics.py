@@ -198,8 +198,8 @@ def percentiles(values: Floats, problems: int, level: float = LEVEL) -> Interval
     """Expanded percentile interval of bootstrap values.
 
     The plain percentiles are too narrow for few problems by sqrt((n-1)/n) and by normal against
-    t quantiles; the level is widened to make up for both (Hesterberg 2015, arXiv 1411.5279,
-    section 4.3). Values that are not finite (an empty resample) are left out.
+    t quantiles; the level is widened to make up for both (Hesterberg 2014, arXiv
+    1411.5279). Values that are not finite (an empty resample) are left out.
     """
     values = values[np.isfinite(values)]
     tail = 0.0
