@@ -226,7 +226,7 @@ def test_tokens_of_any_text(text: str) -> None:
 
 
 def load(shared: Path, name: str) -> list[Problem]:
-    path = shared / "data" / "problems" / f"{name}.jsonl"
+    path = shared / "problems" / f"{name}.jsonl"
     return [ask(json.loads(line)["problem"], name) for line in path.open(encoding="utf-8")]
 
 

@@ -186,7 +186,7 @@ def test_long_traces_take_no_quadratic_time() -> None:
 
 
 def traces_of(shared: Path, name: str) -> list[dict[str, Any]]:
-    path = shared / "data" / "traces" / f"{name}.jsonl"
+    path = shared / "traces" / f"{name}.jsonl"
     return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 

@@ -415,9 +415,9 @@ def test_export_and_import_are_a_round_trip(tmp_path: Path, form: Any, suffix: s
 
 def test_real_traces_import(shared: Path, tmp_path: Path) -> None:
     for name, allowed in (("topology_r1_math500", 0), ("skythought_sky_t1_long", 0)):
-        spec = ImportSpec(file=str(shared / "data" / "traces" / f"{name}.jsonl"))
+        spec = ImportSpec(file=str(shared / "traces" / f"{name}.jsonl"))
         import_traces(spec, Problems(), folder=tmp_path, out=tmp_path / name)
-        rows = sum(1 for _ in read_jsonl(shared / "data" / "traces" / f"{name}.jsonl"))
+        rows = sum(1 for _ in read_jsonl(shared / "traces" / f"{name}.jsonl"))
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert summary["wanted"] == rows
         assert summary["sources"][f"{name}.jsonl"]["bad"] == allowed
