@@ -82,6 +82,8 @@ class Job:
             "instruction": asked.instruction,
             "system": asked.system,
             "require_gold": asked.require_gold,
+            "limit": asked.limit,
+            "heldout": asked.heldout,
             "data": fingerprint(
                 dataset=spec.dataset,
                 subset=spec.subset,
