@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distill import scores
+from distill import harness, scores
 from distill.errors import DataError, DistillError, UsageError
 from distill.evaluate import ModelRef, main, plan_tasks, run_evaluation
 from distill.fewshot import STOP, as_question, fewshot_prefix
@@ -277,6 +277,34 @@ def test_a_limit_is_kept_and_said(place: Path) -> None:
     assert "heldout: 5 of its 20 problems, as the recipe limits it" in summary["notes"]
 
 
+def test_plain_lm_eval_finds_our_task_and_counts_every_sample(place: Path) -> None:
+    from lm_eval import evaluator, tasks
+
+    folder = Path(__file__).parent.parent / "distill" / "tasks" / "lm_eval"
+    manager = tasks.TaskManager(
+        include_path=folder,
+        include_defaults=False,
+        metadata={"file": str(place / "tasks" / "heldout.jsonl")},  # type: ignore[dict-item]
+    )
+
+    def ask(problems: Any, sampling: Any) -> Any:
+        for p in problems:
+            a, b = (int(w) for w in p.question.split()[1:4:2])
+            for i in range(sampling.n):
+                text = f"<think>\nhm\n</think>\n\n\\boxed{{{a + b + (i == 3)}}}"
+                yield Trace(problem_id=p.id, index=i, text=text if i else "<think>\nhm")
+
+    found = evaluator.evaluate(
+        harness.SamplerLM(ask, limit=9),
+        manager.load(["distill_problems"]),
+        log_samples=False,
+        bootstrap_iters=1,
+        apply_chat_template=True,
+    )
+    numbers = found["results"]["distill_problems"]
+    assert (numbers["pass@1,all"], numbers["parsed,all"]) == (0.5, 0.75)
+
+
 def test_fewshot_asks_for_a_completion_and_stops_at_the_next_question(place: Path) -> None:
     train = sums(30, seed=9)
     prefix, shots = fewshot_prefix(train, 3, without={train[0].id})
@@ -408,8 +436,6 @@ def test_lm_evals_own_tasks_generate_through_the_sampler_and_score_without_it(
     real: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
-    from distill import harness
-
     data = place / "data.jsonl"
     rows = [
         {"question": p.question, "answer": p.gold, "choices": [p.gold, "0"], "gold": 0}
