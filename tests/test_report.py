@@ -382,3 +382,23 @@ def test_report_in_a_notebook_and_on_a_terminal(report: Report) -> None:
     assert str(report).splitlines()[0] == "small-base-135m, taught by big-teacher-671b"
     assert report.path.name in str(report)
     assert "<table>" in report._repr_html_()
+
+
+def test_the_page_shows_versions_and_hashes_of_the_manifest(tmp_path: Path) -> None:
+    from distill.report.page import manifest_table
+
+    files = {"dataset.jsonl": {"sha256": "ab", "size": 1}, "summary.json": {"sha256": "cd"}}
+    manifest = {
+        "schema": 1,
+        "distill": {"version": "0.1.0", "dirty": False},
+        "machine": {"cpu": "x", "gpus": []},
+        "steps": {"select": {"files": files}},
+    }
+    found = manifest_table(manifest)
+    assert found is not None
+    assert found.rows == [
+        ["distill", "version 0.1.0, dirty no"],
+        ["machine", "cpu x"],
+        ["select/dataset.jsonl", "sha256 ab"],
+    ]
+    assert manifest_table(None) is None

@@ -14,6 +14,9 @@ from typing import Any
 from distill.report import charts, say, tables, words
 from distill.report.tables import Table
 
+KEY_FILES = (".safetensors", "problems.jsonl", "traces.jsonl", "dataset.jsonl", "results.json")
+"""Files whose hash is worth a line on the page."""
+
 
 def render_page(numbers: Mapping[str, Any]) -> str:
     """The whole report as one HTML document."""
@@ -58,28 +61,22 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
 
 
 def manifest_table(manifest: Mapping[str, Any] | None) -> Table | None:
-    """What the run depended on, one line each; the recipe and file hashes stay in the JSON."""
+    """What the run depended on, a line for each kind; most hashes stay in manifest.json."""
     if not manifest:
         return None
-    rows = [[key, value] for key, value in _flat(manifest, ("recipe", "steps", "command"))]
+    left_out = ("schema", "recipe", "steps", "command")
+    rows = [[key, _line(value)] for key, value in manifest.items() if key not in left_out]
+    for step, entry in (manifest.get("steps") or {}).items():
+        for name, described in (entry.get("files") or {}).items():
+            if name.endswith(KEY_FILES):
+                rows.append([f"{step}/{name}", f"sha256 {described.get('sha256')}"])
     return Table(["what", "value"], rows)
 
 
-def _flat(data: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    rows = []
-    for key, value in data.items():
-        if key in without or value in (None, "", [], {}):
-            continue
-        if isinstance(value, Mapping):
-            rows += [(f"{key} {inner}".strip(), text) for inner, text in _flat(value)]
-        elif isinstance(value, list):
-            inner = [
-                ", ".join(f"{k} {v}" for k, v in item.items())
-                if isinstance(item, Mapping)
-                else str(item)
-                for item in value
-            ]
-            rows.append((str(key), "; ".join(inner)))
-        else:
-            rows.append((str(key), str(value)))
-    return rows
+def _line(value: Any) -> str:
+    if isinstance(value, Mapping):
+        known = {k: v for k, v in value.items() if v not in (None, "", [], {})}
+        return ", ".join(f"{k} {_line(v)}" for k, v in known.items())
+    if isinstance(value, list):
+        return "; ".join(_line(item) for item in value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

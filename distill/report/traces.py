@@ -7,6 +7,7 @@ texts only of the traces that are shown.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -226,7 +227,8 @@ def _rows(folder: Path | None, name: str) -> Iterable[dict[str, Any]]:
 
 
 def _key(row: Mapping[str, Any]) -> Key:
-    return (str(row.get("problem_id", "")), int(row.get("index", 0)))
+    # Interned: the same id is read thousands of times from four files.
+    return (sys.intern(str(row.get("problem_id", ""))), int(row.get("index", 0)))
 
 
 def _lot(key: Key) -> str:
