@@ -153,7 +153,10 @@ class Job:
 
         asked = self.recipe.evaluate
         config = tasks_identity(asked, self.folder)
-        config["instruction"] = self.recipe.problems.instruction
+        config |= {
+            "instruction": self.recipe.problems.instruction,
+            "system": self.recipe.problems.system,
+        }
         step = Step("tasks", config, {"problems": problems.step}, VERSIONS["tasks"])
         return self._do(
             step,
@@ -162,6 +165,7 @@ class Job:
                 problems.folder / "heldout.jsonl",
                 folder=self.folder,
                 instruction=self.recipe.problems.instruction,
+                system=self.recipe.problems.system,
                 out=out,
             ),
         )

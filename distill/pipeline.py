@@ -90,9 +90,12 @@ def run(
     except Exception:
         record.finish("failed")
         raise
-    from distill.report import write_report
+    from distill.report import write_model_card, write_report
 
-    return write_report(record.folder)
+    report = write_report(record.folder)
+    if report.student is not None:
+        write_model_card(report.student, report)
+    return report
 
 
 class RunRecord:

@@ -31,6 +31,9 @@ DONE = "done.json"
 SCRATCH = ("checkpoints", "scratch")
 """Folders of a step that help it to resume and are no part of its result."""
 
+CARDS = "README.md"
+"""Model cards are completed when the results are known; they are read by people alone."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -182,7 +185,8 @@ def _result_files(folder: Path) -> list[str]:
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         scratch = relative.parts[0] in SCRATCH
-        if path.is_file() and not hidden and not scratch and relative.name != DONE:
+        described = relative.name in (DONE, CARDS)
+        if path.is_file() and not hidden and not scratch and not described:
             names.append(relative.as_posix())
     return names
 

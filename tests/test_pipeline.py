@@ -156,7 +156,9 @@ def test_published_traces_take_the_teachers_place(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = select(tmp_path, None, traces={"file": str(path), "format": "generations"})
     examples = list(read_jsonl(folder(tmp_path, record, "select") / "dataset.jsonl"))
-    assert len(examples) == 11
+    heldout = list(read_records(Problem, folder(tmp_path, record, "import") / "heldout.jsonl"))
+    assert heldout
+    assert len(examples) == 11 - len(heldout)
     assert "sample" not in record["steps"]
 
 
