@@ -232,7 +232,7 @@ def _load(
     where: str, name: str, subset: str | None, split: str, revision: str | None
 ) -> Iterator[dict[str, Any]]:
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
         return _plain(datasets.load_dataset(where, subset, split=split, revision=revision))
@@ -240,7 +240,7 @@ def _load(
         raise DataError(str(error), "check the name; for a gated one: `hf auth login`") from None
     except ConnectionError:
         raise _unreachable(name, revision) from None
-    except (ValueError, FileNotFoundError, RuntimeError, datasets.DatasetGenerationError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError, DatasetGenerationError) as error:
         # Wrong subsets and splits arrive as ValueError, with what there is in the message.
         raise DataError(
             f"data set '{name}' (subset {subset or 'default'}, split {split}): {error}",

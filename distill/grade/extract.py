@@ -25,7 +25,7 @@ _GLUE = r"(?:[\s$,;.]|\\[()\[\],;! ]|\\q?quad(?![a-z]))"
 _AND = r"(?:\b(?:and|or)\b|\\text\s?\{\s?(?:and|or)\s?\}|&)"
 _UNIT = r"(?:[a-z]{1,12}\s|\\text\{ ?for part \([a-z]\) and \})"
 _JOINED = re.compile(
-    rf"{_GLUE}{{0,12}}{_UNIT}?(?:{_AND}{_GLUE}{{0,12}})?(?:[A-Za-z](?:_\{{?\d\}}?)?\s?=\s?)?"
+    rf"{_GLUE}{{0,12}}(?:{_UNIT}{_GLUE}{{0,4}})?(?:{_AND}{_GLUE}{{0,12}})?(?:[A-Za-z](?:_\{{?\d\}}?)?\s?=\s?)?"
 )
 """What may stand between two boxes that are one answer: "and", commas, a unit, the next `x_2 =`."""
 
@@ -157,7 +157,7 @@ def _plain(body: str) -> str:
     )
     body = re.sub(r"(?<!\\)\$", "", body).strip()
     wrapped = re.fullmatch(r"\{+([^{}]*)\}+", body)
-    return (wrapped.group(1) if wrapped else body).strip().rstrip(".,")
+    return re.sub(r"(?<!\\right)[.,]{1,4}$", "", (wrapped.group(1) if wrapped else body).strip())
 
 
 def _after_phrase(text: str, cut: bool) -> str | None:

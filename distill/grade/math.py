@@ -102,7 +102,8 @@ def sympy_equal(gold: str, answer: str) -> bool:
 
     if not parsed_gold or not parsed:
         return False
-    if not verify(parsed_gold, parsed, timeout_seconds=None):
+    # -2 <= x <= 7 answers [-2, 7], which math-verify takes only the other way round by default.
+    if not verify(parsed_gold, parsed, timeout_seconds=None, allow_set_relation_comp=True):
         return False
     return not _differ(parsed_gold[0], parsed[0])
 
