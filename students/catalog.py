@@ -196,17 +196,9 @@ def _from_files(base: str, folder: Path, known: Mapping[str, Any] | None = None)
     config = _json(folder / "config.json")
     text = config.get("text_config") or config
     vocabulary = _added_tokens(folder)
-    name, family = next(
-        (
-            (name, family)
-            for name, family in _data()["families"].items()
-            if all(text.get(k) == v for k, v in family["match"].items())
-            and vocabulary.issuperset(needed_tokens(family["template"]))
-        ),
-        ("", {}),
-    )
+    name, family = _family(text, vocabulary)
     template = known.get("template") or family.get("template", "plain")
-    own = family if family.get("template") == template else {}
+    own: Mapping[str, Any] = family if family.get("template") == template else {}
     rope = text.get("rope_parameters") or {}
     return Entry(
         base=base,
@@ -222,6 +214,14 @@ def _from_files(base: str, folder: Path, known: Mapping[str, Any] | None = None)
         adds_bos=_adds_bos(folder),
         known=bool(known),
     )
+
+
+def _family(config: Mapping[str, Any], vocabulary: set[str]) -> tuple[str, Mapping[str, Any]]:
+    for name, family in _data()["families"].items():
+        fits = all(config.get(key) == value for key, value in family["match"].items())
+        if fits and vocabulary.issuperset(needed_tokens(family["template"])):
+            return name, family
+    return "", {}
 
 
 def _kinds(family: Mapping[str, Any]) -> dict[str, bool]:

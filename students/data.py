@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.students import preflight
-from distill.students.loading import Prepared
-from distill.students.render import IGNORED, RenderSpec, render
-
 from distill.errors import DataError
 from distill.protocols import Rendered
 from distill.records import read_jsonl
+from distill.students import preflight
+from distill.students.loading import Prepared
+from distill.students.render import IGNORED, RenderSpec, render
 
 IN_MEMORY_BYTES = 100 << 20
 DEEP = 20_000  # data sets up to this size are checked with their texts, example by example

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.errors import MissingExtra, UsageError
 from distill.students import checkpoints, data, export
 from distill.students.loading import Prepared, load_model
 from distill.students.packing import Layout
-
-from distill.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     from distill.students.sft import Job
@@ -83,12 +82,13 @@ def _fit(job: Job, prepared: Prepared) -> None:
     resume = checkpoints.last_complete(job.out / "checkpoints") if on.rank == 0 else None
     resume = _agree(resume, job.out / "checkpoints", on)
     resumed = int(resume.name.rpartition("-")[2]) if resume else 0
+    arguments = _arguments(job, on, len(plan))  # first: it tells from_pretrained about FSDP
     progress = Progress(
         job.out / "log.jsonl", len(rows), int(train["batch_size"]), resumed, log=on.rank == 0
     )
     trainer = UpdateTrainer(
         model=_model(prepared, student, train, on),
-        args=_arguments(job, on, len(plan)),
+        args=arguments,
         train_dataset=rows,
         processing_class=prepared.tokenizer,
         data_collator=list,
@@ -211,6 +211,13 @@ def _arguments(job: Job, on: Hardware, total: int) -> Any:
     from trl import SFTConfig
 
     train = job.train
+    trackers = list(train.get("trackers") or [])
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(
+                f"train.trackers: [{name}] needs the package '{name}', which is not installed",
+                f"pip install {name}",
+            )
     options: dict[str, Any] = {}
     if on.device == "cpu":
         options |= {"use_cpu": True}
@@ -222,7 +229,11 @@ def _arguments(job: Job, on: Hardware, total: int) -> Any:
                 "train.fsdp: true needs GPUs; accelerate shards nothing on a CPU",
                 "leave it out: processes on a CPU use DDP",
             )
-        options |= {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+        # Only the first process reads the weights; the others get their shards from it.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        sharding = {"version": 2, "reshard_after_forward": True, "cpu_ram_efficient_loading": True}
+        sharding["activation_checkpointing"] = bool(train.get("gradient_checkpointing"))
+        options |= {"fsdp": True, "fsdp_config": sharding}
     return SFTConfig(
         output_dir=str(job.out / "checkpoints"),
         per_device_train_batch_size=1,
@@ -236,14 +247,14 @@ def _arguments(job: Job, on: Hardware, total: int) -> Any:
         max_grad_norm=float(train["max_grad_norm"]),
         adam_beta2=float(train["adam_beta2"]),
         bf16=on.precision == "bf16",
-        gradient_checkpointing=bool(train.get("gradient_checkpointing")),
+        gradient_checkpointing=bool(train.get("gradient_checkpointing")) and "fsdp" not in options,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=min(10, max(1, total // 50)),
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=int(train.get("save_every") or 100),
         save_total_limit=2,
-        report_to=list(train.get("trackers") or []) or "none",
+        report_to=trackers or "none",
         seed=job.seed % 2**32,
         disable_tqdm=True,
         remove_unused_columns=False,

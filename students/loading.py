@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill.errors import MissingExtra, ModelError
 from distill.students.catalog import Entry, chat_template, find, missing, needed_tokens
 from distill.students.render import RenderSpec
-
-from distill.errors import MissingExtra, ModelError
 from distill.thinking import DEFAULT_TAGS
 
 log = logging.getLogger(__name__)

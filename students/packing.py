@@ -1,26 +1,29 @@
 """Which examples share an optimizer update and which rows of tokens they are laid out in.
 
 An update covers exactly `batch_size` examples, whatever the layout. Its examples are laid out
-in micro-batches of at most `micro_batch_tokens` tokens. Two layouts:
+in micro-batches of at most `micro_batch_tokens` tokens, in one of three layouts:
 
-- `rectangle`: rows of equal width, the rest of a row is padding. With packing, several
-  examples share a row (best fit decreasing) and `position_ids` start again at each.
-- `flat`: one row per micro-batch, for kernels with variable lengths (flash attention).
+- `padded`: one example a row, sorted by length; plain causal attention.
+- `rectangle`: several examples a row (best fit decreasing), rows as wide as the longest example;
+  `position_ids` start again at each example.
+- `flat`: one long row, for kernels with variable lengths (flash attention).
 
-Attention never crosses from one example to another: kernels read the boundaries from
-`position_ids` (transformers builds the block-diagonal mask from them).
+Attention never crosses from one example to another: the boundaries are read from `position_ids`
+(transformers builds the block-diagonal mask from them).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 Layout = Literal["padded", "rectangle", "flat"]
+Lengths = Mapping[int, int] | Sequence[int]
+"""Tokens of an example by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,12 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def lay_out(
-    examples: Sequence[int], lengths: Sequence[int], budget: int, layout: Layout
+    examples: Sequence[int], lengths: Lengths, budget: int, layout: Layout
 ) -> list[MicroBatch]:
     """The micro-batches of one update.
 
-    `lengths` are those of the whole data set, `budget` the tokens (padding included) of one
-    micro-batch; an example longer than that gets a micro-batch of its own.
+    `budget` are the tokens of one micro-batch, padding included; an example longer than that
+    gets a micro-batch of its own.
     """
     if layout == "flat":
         bins = best_fit([lengths[i] for i in examples], budget)
@@ -103,9 +106,7 @@ def lay_out(
     return found
 
 
-def share(
-    micro_batches: list[MicroBatch], lengths: Sequence[int], world: int
-) -> list[list[MicroBatch]]:
+def share(micro_batches: list[MicroBatch], lengths: Lengths, world: int) -> list[list[MicroBatch]]:
     """The micro-batches of each of `world` processes: equally many for everyone.
 
     Processes must make equally many passes (FSDP gathers weights in each), so the largest are
@@ -121,7 +122,7 @@ def share(
     return [parts[rank::world] for rank in range(world)]
 
 
-def _split_first(parts: list[MicroBatch], lengths: Sequence[int]) -> bool:
+def _split_first(parts: list[MicroBatch], lengths: Lengths) -> bool:
     first = parts[0]
     if len(first.rows) > 1:
         half = len(first.rows) // 2

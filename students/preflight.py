@@ -11,10 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.students.render import IGNORED, RenderSpec
-
 from distill.errors import PreflightError
 from distill.protocols import Rendered
+from distill.students.render import IGNORED, RenderSpec
 from distill.thinking import split
 
 CHECKED = 32

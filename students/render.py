@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.students.catalog import shape_of
-
 from distill.errors import DataError
 from distill.protocols import Rendered
 from distill.records import Message
+from distill.students.catalog import shape_of
 from distill.thinking import DEFAULT_TAGS, ThinkTags
 
 IGNORED = -100

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.errors import DistillError, PreflightError
 from distill.students import checkpoints, data, launch
 from distill.students.loading import Prepared, prepare
 from distill.students.packing import updates
-
-from distill.errors import DistillError, PreflightError
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill.students.packing import Layout, MicroBatch, lay_out, share
-from distill.students.render import IGNORED
 from torch.utils.data import DataLoader, SequentialSampler
 from torch.utils.data import Dataset as TorchDataset
 from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from distill.errors import DistillError
+from distill.students.packing import Layout, MicroBatch, lay_out, share
+from distill.students.render import IGNORED
 
 PLAIN_LOGITS_BYTES = 256 << 20
 
