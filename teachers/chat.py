@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from distill.errors import ModelError, TeacherError
 from distill.protocols import Completion, Request, Usage
 from distill.records import Message
 from distill.thinking import DEFAULT_TAGS, ThinkTags, canonical, split
+
+log = logging.getLogger(__name__)
 
 Tags = ThinkTags | Mapping[str, str] | Sequence[str]
 
@@ -44,6 +47,37 @@ def template_hash(template: str | None, kwargs: Mapping[str, Any] | None = None)
         return "none"
     data = template + (json.dumps(kwargs, sort_keys=True) if kwargs else "")
     return hashlib.sha256(data.encode()).hexdigest()[:12]
+
+
+PROBE = "It's 15 - 43 = -28,\n\n  so x_1 = \\frac{1}{2}; naïve 数学, 3.14e10\tdone.\n"
+"""Text at whose numbers, spaces, signs and scripts ways of splitting differ."""
+
+
+def load_tokenizer(source: str, revision: str | None, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model, as its tokenizer.json says.
+
+    transformers 5 rebuilds the tokenizers of some families (Qwen2 among them) from their
+    vocabulary alone, with the family's own splitting. A model that was trained with another
+    splitting would be asked in tokens that it does not know so well, and nobody would notice.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    auto = AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=trust_remote_code
+    )
+    try:
+        faithful = PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+        expected = faithful(PROBE, add_special_tokens=False)["input_ids"]
+    except (OSError, ValueError, TypeError):
+        return auto  # there is no tokenizer.json to be held to
+    if auto(PROBE, add_special_tokens=False)["input_ids"] == expected:
+        return auto
+    log.warning(
+        "%s: AutoTokenizer (%s) splits text otherwise than tokenizer.json, which is used",
+        Path(source).name,
+        type(auto).__name__,
+    )
+    return faithful
 
 
 @dataclass(frozen=True, slots=True)

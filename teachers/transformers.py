@@ -7,13 +7,21 @@ belongs behind vLLM or a server. Nothing heavy is imported before the first batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from distill.errors import ModelError, RecipeError, TeacherError
 from distill.protocols import Capabilities, Completion, OnTokens, Request
 from distill.teachers import catalog, hub, options
-from distill.teachers.chat import Chat, Tags, Turn, as_tags, as_template, template_hash
+from distill.teachers.chat import (
+    Chat,
+    Tags,
+    Turn,
+    as_tags,
+    as_template,
+    load_tokenizer,
+    template_hash,
+)
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +183,7 @@ class TransformersTeacher:
         )
 
     def _load_chat(self) -> Chat:
-        from transformers import AutoTokenizer
-
-        tokenizer = self._pretrained(AutoTokenizer)
+        tokenizer = self._loaded(load_tokenizer)
         return Chat(
             tokenizer,
             self._where.name,
@@ -194,8 +200,8 @@ class TransformersTeacher:
         from distill.teachers.decoding import ATTENTION, Decoder
 
         device = self._device_wish or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = self._pretrained(
-            AutoModelForCausalLM,
+        model = self._loaded(
+            AutoModelForCausalLM.from_pretrained,
             dtype=_dtype(self._dtype, device),
             use_safetensors=True,
             attn_implementation=self._attention,
@@ -207,10 +213,10 @@ class TransformersTeacher:
             model.set_attn_implementation(ATTENTION)
         return Decoder(model, eos=_eos(model, chat.tokenizer), pad=_pad(model, chat.tokenizer))
 
-    def _pretrained(self, auto: Any, **kwargs: Any) -> Any:
-        """`auto.from_pretrained` of this model, its failures as ModelError."""
+    def _loaded(self, load: Callable[..., Any], **kwargs: Any) -> Any:
+        """What `load` makes of this model's files; its failures as ModelError."""
         try:
-            return auto.from_pretrained(
+            return load(
                 self._where.source,
                 revision=self._where.commit,
                 trust_remote_code=self._trust,

@@ -17,7 +17,15 @@ from typing import Any, Self
 from distill.errors import MissingExtra, ModelError, RecipeError, TeacherError
 from distill.protocols import Capabilities, Completion, OnTokens, Request
 from distill.teachers import catalog, hub, options
-from distill.teachers.chat import Chat, Tags, Turn, as_tags, as_template, template_hash
+from distill.teachers.chat import (
+    Chat,
+    Tags,
+    Turn,
+    as_tags,
+    as_template,
+    load_tokenizer,
+    template_hash,
+)
 
 CHANGES_TEXT = ("dtype", "kv_cache_dtype", "hf_overrides", "max_lora_rank", "speculative_config")
 """Engine arguments that belong to the identity where they are given."""
@@ -100,16 +108,13 @@ class VLLMTeacher:
         """Start the engine: minutes for a large model. Raises ModelError where it cannot."""
         # vLLM reports its use to its makers unless told not to.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         _refuse_unknown(self._arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)])
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self._where.source,
-                revision=self._where.commit,
-                trust_remote_code=self._trust,
+            tokenizer = load_tokenizer(
+                self._where.source, self._where.commit, trust_remote_code=self._trust
             )
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
         except Exception as error:

@@ -128,6 +128,8 @@ def test_identity_is_the_content(recorded: Path, tmp_path: Path) -> None:
 def test_from_spec_and_unusable_files(recorded: Path, tmp_path: Path) -> None:
     assert len(ReplayTeacher.from_spec({"engine": "replay", "model": str(recorded)})) == 6
     assert len(ReplayTeacher.from_spec({"options": {"file": str(recorded)}})) == 6
+    relative = {"model": recorded.name, "folder": str(tmp_path)}
+    assert len(ReplayTeacher.from_spec(relative)) == 6
     with pytest.raises(DataError, match="no file of recorded traces"):
         ReplayTeacher(tmp_path / "gone.jsonl")
     (tmp_path / "empty.jsonl").touch()

@@ -231,6 +231,19 @@ def test_weights_as_pickle_are_refused(tmp_path: Path) -> None:
         TransformersTeacher(str(folder)).complete_batch([ask()])
 
 
+def test_a_tokenizer_is_what_its_file_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers 5 gives folders of the Qwen2 family Qwen's splitting, whatever they hold."""
+    folder = char_models.save(tmp_path / "m", "qwen2")
+    engine = scripted(TransformersTeacher(str(folder)), ["the sum: 3<eos>"])
+    found = one(engine, ask([{"role": "user", "content": "what is 1 + 2"}]))
+    assert found.prompt_ids is not None
+    assert len(found.prompt_ids) == len("what is 1 + 2") + 2
+    assert found.text == "the sum: 3"
+    assert "splits text otherwise than tokenizer.json" in caplog.text
+
+
 def test_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
     here = char_models.save(tmp_path / "a" / "m")
     there = char_models.save(tmp_path / "b" / "m")
