@@ -120,35 +120,48 @@ class _Maker:
     notes: list[str] = field(default_factory=list)
     found: dict[str, Problem] = field(default_factory=dict)
     tally_of: dict[str, _Tally] = field(default_factory=dict)
+    conflicts: int = 0
 
     def all(self) -> list[Problem]:
-        conflicts = 0
+        """One problem of each source in turn, so that a limit leaves the mixture as it is."""
         limit = self.config.limit
-        for spec in self.config.sources:
-            tally = self.tallies.setdefault(spec.label, _Tally(spec.licence))
-            if limit and len(self.found) >= limit:
-                self.note(f"{spec.label}: not read, problems.limit={limit} was reached before")
-                continue
-            for item in read_source(spec, self.config, self.folder):
-                tally.rows += 1
-                if isinstance(item, BadRow):
-                    self._reject(spec, tally, item)
-                elif not self._gradable(item):
-                    tally.without_gold += 1
-                    self._record(spec, BadRow(tally.rows - 1, "no reference answer"))
-                    continue
-                elif item.id in self.found:
-                    tally.duplicates += 1
-                    conflicts += self.found[item.id].gold != item.gold
+        turns = [(spec, self._tally(spec), self._read(spec)) for spec in self.config.sources]
+        while turns:
+            for turn in list(turns):
+                if limit and len(self.found) >= limit:
+                    turns = []
+                    break
+                spec, tally, items = turn
+                item = next(items, None)
+                if item is None:
+                    turns.remove(turn)
                 else:
-                    tally.problems += 1
-                    self.found[item.id], self.tally_of[item.id] = item, tally
-                    if limit and len(self.found) >= limit:
-                        break
-            self._report(spec, tally)
-        if conflicts:
-            self.note(f"{conflicts} duplicates had another reference answer; the first was kept")
+                    self._take(spec, tally, item)
+        for label, tally in self.tallies.items():
+            self._report(label, tally)
+        if self.conflicts:
+            self.note(f"{self.conflicts} duplicates had another reference answer; the first stays")
         return list(self.found.values())
+
+    def _tally(self, spec: SourceSpec) -> _Tally:
+        return self.tallies.setdefault(spec.label, _Tally(spec.licence))
+
+    def _read(self, spec: SourceSpec) -> Iterator[Problem | BadRow]:
+        return iter(read_source(spec, self.config, self.folder))
+
+    def _take(self, spec: SourceSpec, tally: _Tally, item: Problem | BadRow) -> None:
+        tally.rows += 1
+        if isinstance(item, BadRow):
+            self._reject(spec, tally, item)
+        elif not self._gradable(item):
+            tally.without_gold += 1
+            self._record(spec, BadRow(tally.rows - 1, "no reference answer"))
+        elif item.id in self.found:
+            tally.duplicates += 1
+            self.conflicts += self.found[item.id].gold != item.gold
+        else:
+            tally.problems += 1
+            self.found[item.id], self.tally_of[item.id] = item, tally
 
     def nothing(self) -> DataError:
         """The error for sources that gave no problem."""
@@ -178,11 +191,11 @@ class _Maker:
     def _record(self, spec: SourceSpec, item: BadRow) -> None:
         self.bad.append({"source": spec.label, "row": item.row, "reason": item.reason})
 
-    def _report(self, spec: SourceSpec, tally: _Tally) -> None:
+    def _report(self, label: str, tally: _Tally) -> None:
         for count, what in (
             (tally.bad, "rows could not be used"),
             (tally.without_gold, "problems without a reference answer were left out"),
             (tally.duplicates, "duplicates were dropped"),
         ):
             if count:
-                self.note(f"{spec.label}: {count} of {tally.rows} {what}")
+                self.note(f"{label}: {count} of {tally.rows} {what}")

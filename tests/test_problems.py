@@ -164,11 +164,13 @@ def test_a_function_as_source(tmp_path: Path) -> None:
     assert "mine.py:7" in caught.value.hint
 
 
-def test_limit_counts_over_all_sources_in_order(tmp_path: Path) -> None:
+def test_a_limit_takes_from_all_sources_in_turn(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "p.jsonl", [{"problem": "x?", "answer": "1"}])
     problems, _, _, summary = made(tmp_path, CHAIN, {"file": "p.jsonl"}, limit=7)
     assert len(problems) == 7
-    assert "not read" in summary["notes"][-1]
+    assert [t["problems"] for t in summary["sources"].values()] == [6, 1]
+    fewer, _, _, _ = made(tmp_path, CHAIN, {"file": "p.jsonl"}, limit=3)
+    assert fewer == problems[:3]
     assert summary["sources"]["p.jsonl"]["rows"] == 0
 
 
