@@ -88,12 +88,8 @@ class GradeFilter(Filter):
             for answers, doc in zip(resps, docs, strict=True)
             for answer in answers
         ]
-        graded = iter(
-            [
-                Graded(problem, trace, _without_failures(trace, grade))
-                for (problem, trace), grade in zip(pairs, self.judge(pairs), strict=True)
-            ]
-        )
+        grades = zip(pairs, self.judge(pairs), strict=True)
+        graded = iter([Graded(p, t, _without_failures(t, grade)) for (p, t), grade in grades])
         return [[next(graded) for _ in answers] for answers in resps]
 
 
@@ -139,8 +135,7 @@ class ProblemTask(Task):
     def has_training_docs(self) -> bool:
         return False
 
-    def has_validation_docs(self) -> bool:
-        return False
+    has_validation_docs = has_training_docs
 
     def has_test_docs(self) -> bool:
         return True
@@ -208,7 +203,9 @@ class SamplerLM(LM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         if not add_generation_prompt:
-            self._note("a task's beginning of the answer was left out: it would cut the thinking")
+            note = "a task's beginning of the answer was left out: it would cut the thinking"
+            if note not in self.notes:
+                self.notes.append(note)
             chat_history = chat_history[:-1]
         return Chat.of(chat_history)
 
@@ -232,20 +229,18 @@ class SamplerLM(LM):
             trace = found.get((sampling, problem.id, index)) or Trace(
                 problem_id=problem.id, index=index, finish_reason="failed"
             )
-            ours = isinstance(request.doc, dict) and "problem" in request.doc
-            text = trace.text if ours else _spoken(trace, asked.get("until") or ())
+            text = trace.text if _is_ours(request) else _spoken(trace, asked.get("until") or ())
             answers.append(Answer.of(text, trace))
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> Any:
         raise TypeError("sampling gives no log-likelihoods; use lm-eval's own model for that")
 
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        raise TypeError("sampling gives no log-likelihoods; use lm-eval's own model for that")
+    loglikelihood_rolling = loglikelihood
 
     def _sampling(self, request: Instance) -> Sampling:
         asked = dict(request.args[1])
-        ours = isinstance(request.doc, dict) and "problem" in request.doc
+        ours = _is_ours(request)
         greedy = not asked.get("do_sample", asked.get("temperature", 0) > 0)
         # The limits of lm-eval's own tasks are for models that do not think.
         limit = int(asked["max_gen_toks"]) if ours else self.limit
@@ -257,10 +252,6 @@ class SamplerLM(LM):
             max_tokens=limit,
             stop=[stop] if isinstance(stop, str) else list(stop),
         )
-
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
 
 
 @dataclass(slots=True)
@@ -348,14 +339,16 @@ def not_in_lm_eval(names: Sequence[str]) -> tuple[list[str], list[str]]:
     wanted = set(names)
     line = re.compile(r"^(?:task|group|tag):[ \t]*[\"']?([\w.-]+)[\"']?[ \t]*$", re.MULTILINE)
     for path in Path(tasks.__file__).parent.rglob("*.yaml"):
+        wanted -= set(line.findall(path.read_text(encoding="utf-8", errors="replace")))
         if not wanted:
             return [], []
-        wanted -= set(line.findall(path.read_text(encoding="utf-8", errors="replace")))
-    if not wanted:
-        return [], []
     _quiet()
     known = set(tasks.TaskManager().all_tasks)
     return [name for name in names if name not in known], sorted(known)
+
+
+def _is_ours(request: Instance) -> bool:
+    return isinstance(request.doc, dict) and isinstance(request.doc.get("problem"), Problem)
 
 
 def _groups(

@@ -254,8 +254,7 @@ def test_real_benchmarks_from_local_files(tmp_path: Path, shared: Path) -> None:
     names = {"math500": 500, "aime24": 30, "amc23": 40, "gsm8k": 1319}
     files = {"gsm8k": "gsm8k_test"}
     specs = [
-        {"name": n, "file": str(shared / "problems" / f"{files.get(n, n)}.jsonl")}
-        for n in names
+        {"name": n, "file": str(shared / "problems" / f"{files.get(n, n)}.jsonl")} for n in names
     ]
     problems, summary = made(tmp_path, *specs)
     assert summary["problems_by_task"] == names
