@@ -31,13 +31,16 @@ class Habits:
     slip: tuple[float, float, float]  # per step: wrong and carried on
     doubt: tuple[float, float, float]  # works it out again, perhaps for ever
     unclosed: tuple[float, float, float]  # no ``</think>``
+    restate: bool = False  # say what is left of a sum after each step, and a filter's rule first
 
 
-# By training stage: the second one's are what sampling should show.
+# By training stage: from the second on they are what sampling should show.
 HABITS = {
     1: Habits((0.05, 0.12, 0.20), (0.01, 0.015, 0.02), (0.03, 0.07, 0.12), (0.0, 0.06, 0.10)),
     2: Habits((0.04, 0.11, 0.16), (0.01, 0.01, 0.01), (0.03, 0.11, 0.16), (0.0, 0.0, 0.17)),
+    3: Habits((0.03, 0.09, 0.15), (0.01, 0.01, 0.01), (0.03, 0.10, 0.15), (0.0, 0.0, 0.17), True),
 }
+NONE = Habits((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), True)
 
 
 @dataclass
@@ -51,9 +54,10 @@ class Written:
 class Steps:
     """Lines of a chain, with the writer's slips."""
 
-    def __init__(self, rng: random.Random, slip: float) -> None:
+    def __init__(self, rng: random.Random, slip: float, restate: bool) -> None:
         self.rng = rng
         self.slip = slip
+        self.restate = restate
         self.lines: list[str] = []
 
     def step(self, say: Callable[[str], str], right: str, wrong: str) -> str:
@@ -83,11 +87,13 @@ def _add(steps: Steps, left: int, sign: str, right: int) -> int:
 
 
 def chain_sum(problem: Problem, steps: Steps) -> str:
-    """From left to right: ``23 - 60 = -37.`` and so on."""
+    """From left to right: ``23 - 60 = -37. So -37 + 12.`` and so on."""
     parts = problem.entry["metadata"]["expression"].split()
     total = int(parts[0])
-    for sign, term in zip(parts[1::2], parts[2::2], strict=True):
-        total = _add(steps, total, sign, int(term))
+    for at in range(1, len(parts), 2):
+        total = _add(steps, total, parts[at], int(parts[at + 1]))
+        if steps.restate and parts[at + 2 :]:
+            steps.lines[-1] += f" So {total} {' '.join(parts[at + 2 :])}."
     return str(total)
 
 
@@ -136,6 +142,8 @@ def number_filtering(problem: Problem, steps: Steps) -> str:
     meta = problem.entry["metadata"]
     limit, (verb, side) = meta["filter_value"], meta["operation"].split("_")
     kept = []
+    if steps.restate:
+        steps.lines.append(f"{verb.capitalize()} {side} than {limit}.")
     for number in meta["original_numbers"]:
         sign = ">" if float(number) > float(limit) else "<" if float(number) < float(limit) else "="
         other = "<" if sign == ">" else ">"
@@ -200,8 +208,8 @@ def guess(rng: random.Random, problem: Problem) -> str:
     return str(near(rng, int(problem.answer)))
 
 
-def _work(problem: Problem, rng: random.Random, slip: float) -> tuple[list[str], str]:
-    steps = Steps(rng, slip)
+def _work(problem: Problem, rng: random.Random, habits: Habits) -> tuple[list[str], str]:
+    steps = Steps(rng, habits.slip[LEVEL[problem.difficulty]], habits.restate)
     answer = WRITERS[problem.task](problem, steps)
     return steps.lines, answer
 
@@ -209,17 +217,16 @@ def _work(problem: Problem, rng: random.Random, slip: float) -> tuple[list[str],
 def _reasoning(problem: Problem, rng: random.Random, habits: Habits) -> tuple[str, str, bool]:
     """The text between the tags, its answer, and whether it comes to an end."""
     level = LEVEL[problem.difficulty]
-    slip = habits.slip[level]
     if rng.random() < habits.guess[level]:
         answer = guess(rng, problem)
         return rng.choice(GUESSES).format(answer), answer, True
     lines = [rng.choice(OPENINGS[problem.task])]
-    more, answer = _work(problem, rng, slip)
+    more, answer = _work(problem, rng, habits)
     lines += more
     if rng.random() < habits.doubt[level]:
         endless = rng.random() < P_ENDLESS
         while True:
-            more, answer = _work(problem, rng, slip)
+            more, answer = _work(problem, rng, habits)
             lines += [DOUBT, *more]
             text = "\n".join(lines)
             if not endless or len(text) > MAX_CHARS:

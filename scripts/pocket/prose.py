@@ -15,7 +15,7 @@ from functools import lru_cache
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 from reasoning_gym.data import read_data_file
 
-from .chains import mark
+from .chains import WRITERS, Steps, mark
 from .tasks import CONFIGS, DIFFICULTIES, Problem, draw, reserved_questions
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Henry", "Ida", "Jonas")
@@ -133,11 +133,11 @@ def legs(rng: random.Random) -> str:
     return rng.choice(["\n", " "]).join(lines)
 
 
-def story(rng: random.Random) -> str:
+def story(rng: random.Random, least: int = 3, most: int = 6) -> str:
     """Plain sentences, so that not everything is a sum."""
     name = rng.choice(NAMES)
     lines = []
-    for _ in range(rng.randint(3, 6)):
+    for _ in range(rng.randint(least, most)):
         verb, place, quality = rng.choice(VERBS), rng.choice(PLACES), rng.choice(QUALITIES)
         lines.append(
             rng.choice(
@@ -215,6 +215,51 @@ def worked(rng: random.Random) -> str:
     )
 
 
+def _stated(problem: Problem) -> str:
+    """The question without its phrasing: what a schoolbook's exercise says."""
+    meta = problem.entry["metadata"]
+    if problem.task == "chain_sum":
+        return str(meta["expression"])
+    if problem.task == "letter_counting":
+        return f'"{meta["target_letter"]}" in "{" ".join(meta["span"])}"'
+    if problem.task == "spell_backward":
+        return f"{meta['word']} from the end"
+    if problem.task == "number_filtering":
+        return problem.question.split("\n")[0]
+    return problem.question.split("if you have ")[1].split("?")[0]
+
+
+def _any_problem(rng: random.Random) -> Problem:
+    level = rng.choices(DIFFICULTIES, weights=[5, 3.5, 1.5])[0]
+    return draw(rng, rng.choice(list(CONFIGS)), level)
+
+
+def exercise(rng: random.Random) -> str:
+    """An exercise, some other text, and its steps: what was said must be found again."""
+    problem = _any_problem(rng)
+    steps = Steps(rng, 0.0, restate=True)
+    answer = WRITERS[problem.task](problem, steps)
+    head = problem.question.strip() if rng.random() < 0.5 else _stated(problem)
+    between = story(rng, 1, 3) if rng.random() < 0.8 else ""
+    end = rng.choice([f"\nIt is {answer}.", f"\nAnswer: {answer}", ""])
+    lines = "\n".join(steps.lines)
+    return f"Exercise. {head}\n{between}\nSolution.\n{lines}{end}"
+
+
+def recall(rng: random.Random) -> str:
+    """Something said, other text, and the same said again, whole or item by item."""
+    count = rng.randint(2, 7)
+    listed = [
+        rng.choice(words()) if rng.random() < 0.5 else str(rng.randint(-99, 99))
+        for _ in range(count)
+    ]
+    if rng.random() < 0.3:
+        listed = [f"{rng.randint(1, 12)} {rng.choice(list(ANIMALS))}" for _ in range(count)]
+    again = rng.choice(["\n".join(f"{item}." for item in listed), ", ".join(listed)])
+    said = rng.choice([", ".join(listed), " ".join(listed), str(listed)])
+    return f"{rng.choice(NAMES)} wrote: {said}\n{story(rng, 1, 3)}\nAgain:\n{again}"
+
+
 def answered(rng: random.Random) -> str:
     """A question answered at once, as forums do; often without the box that was asked for."""
     problem = draw(rng, rng.choice(list(CONFIGS)), rng.choice(DIFFICULTIES))
@@ -225,20 +270,38 @@ def answered(rng: random.Random) -> str:
     return f"User: {problem.prompt}\n\nAssistant: {said.format(problem.answer)}"
 
 
-KINDS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    (sums, 0.19),
-    (spelling, 0.22),
-    (comparing, 0.12),
-    (legs, 0.12),
-    (story, 0.07),
-    (worked, 0.13),
-    (answered, 0.15),
-)
+Kind = Callable[[random.Random], str]
+# By training stage: the second adds finding again what was said some way back.
+KINDS: dict[int, dict[Kind, float]] = {
+    1: {
+        sums: 0.19,
+        spelling: 0.22,
+        comparing: 0.12,
+        legs: 0.12,
+        story: 0.07,
+        worked: 0.13,
+        answered: 0.15,
+    },
+    2: {
+        sums: 0.10,
+        spelling: 0.10,
+        comparing: 0.04,
+        legs: 0.04,
+        story: 0.03,
+        worked: 0.09,
+        recall: 0.10,
+        exercise: 0.35,
+        answered: 0.15,
+    },
+}
 
 
-def document(rng: random.Random, answers: bool = True) -> str:
-    """One document of the base's corpus; without ``answers``, running text only."""
-    if not answers:
-        return str(rng.choice([sums, spelling, comparing, legs, worked, worked])(rng))
-    writers, weights = zip(*KINDS, strict=True)
-    return str(rng.choices(writers, weights=weights)[0](rng))
+def document(rng: random.Random, stage: int = 1) -> str:
+    """One document of the base's corpus."""
+    kinds = KINDS[stage]
+    return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
+
+
+def running_text(rng: random.Random) -> str:
+    """One document for the teacher: steps only, no answers at once."""
+    return str(rng.choice([sums, spelling, comparing, legs, worked, worked])(rng))

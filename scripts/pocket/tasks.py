@@ -23,8 +23,8 @@ DIFFICULTIES = ("easy", "medium", "hard")
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "chain_sum": {
         "easy": {"min_terms": 2, "max_terms": 3, "min_digits": 2, "max_digits": 2},
-        "medium": {"min_terms": 4, "max_terms": 5, "min_digits": 2, "max_digits": 2},
-        "hard": {"min_terms": 6, "max_terms": 8, "min_digits": 2, "max_digits": 2},
+        "medium": {"min_terms": 4, "max_terms": 4, "min_digits": 2, "max_digits": 2},
+        "hard": {"min_terms": 5, "max_terms": 6, "min_digits": 2, "max_digits": 2},
     },
     "letter_counting": {
         "easy": {"min_words": 3, "max_words": 4},

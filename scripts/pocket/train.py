@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from transformers import (
 
 from .chains import HABITS, write_chain
 from .muon import Muon
-from .prose import document
+from .prose import document, running_text
 from .tasks import CONFIGS, DIFFICULTIES, draw
 from .vocab import build_base, build_teacher
 
@@ -77,7 +78,7 @@ def base_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 # Difficulties in the teacher's corpus, and the share of its batches that are running text.
-MIX = {1: ((1, 1, 1), 0.0), 2: ((4, 3.5, 2.5), 0.25)}
+MIX = {1: ((1, 1, 1), 0.0), 2: ((4, 3.5, 2.5), 0.25), 3: ((4, 3.5, 2.5), 0.15)}
 
 
 def _chat_rows(
@@ -104,7 +105,7 @@ def teacher_batches(
 ) -> Iterator[Batch]:
     """Chains of similar length together, padded; the loss is on the chain only."""
     rows = _chat_rows(tokenizer, seed, stage)
-    texts = base_batches(tokenizer, seed + 1, size // 2, answers=False)
+    texts = base_batches(tokenizer, seed + 1, size // 2, running_text)
     rng = random.Random(seed)
     while True:
         pool = sorted((next(rows) for _ in range(size * 16)), key=lambda row: len(row[0]))
@@ -123,7 +124,10 @@ def teacher_batches(
 
 
 def base_batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, answers: bool = True
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    size: int,
+    write: Callable[[random.Random], str],
 ) -> Iterator[Batch]:
     """Documents one after the other in rows of fixed length; the loss is on everything."""
     rng = random.Random(seed)
@@ -133,7 +137,7 @@ def base_batches(
         for _ in range(size):
             row: list[int] = []
             while len(row) < ROW:
-                row += [*tokenizer(document(rng, answers)).input_ids, eos]
+                row += [*tokenizer(write(rng)).input_ids, eos]
             rows.append(row[:ROW])
         batch = torch.tensor(rows)
         yield batch, batch
@@ -172,19 +176,27 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
+def load_or_build(
+    init: Path | None, out: Path, build: Callable[[Path], PreTrainedTokenizerFast]
+) -> PreTrainedTokenizerFast:
+    """The tokenizer is trained once, in the first stage."""
+    return PreTrainedTokenizerFast.from_pretrained(init) if init else build(out)
+
+
 def train(args: argparse.Namespace) -> None:
     """The whole run of one model."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.who == "teacher":
-        tokenizer = build_teacher(args.out)
+        tokenizer = load_or_build(args.init, args.out, build_teacher)
         model = teacher_model(tokenizer)
         batches = teacher_batches(tokenizer, args.seed, args.batch, args.stage)
     else:
-        tokenizer = build_base(args.out)
+        tokenizer = load_or_build(args.init, args.out, build_base)
         model = base_model(tokenizer)
-        batches = base_batches(tokenizer, args.seed, args.batch)
+        write = partial(document, stage=args.stage)
+        batches = base_batches(tokenizer, args.seed, args.batch, write)
     if args.init:
         model = type(model).from_pretrained(args.init, dtype=torch.float32)
     print(f"{args.who}: {model.num_parameters():,} parameters", flush=True)
@@ -219,7 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--stage", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--stage", type=int, choices=[1, 2, 3], default=1)
     parser.add_argument("--init", type=Path, help="go on from this folder's weights")
     parser.add_argument("--stop-at", type=int, help="leave the schedule early")
     parser.add_argument("--save-every", type=int, default=500)
