@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from distill import child, models, workers
-from distill.errors import UsageError
+from distill.errors import MissingExtra, UsageError
 from distill.recipe import Recipe
 from distill.resolve import code_version, resolve
 from distill.schema import SourceSpec
@@ -209,6 +210,21 @@ class Job:
         )
 
     # -- from a data set to a judged student ---------------------------------------------------
+
+    def foresee_training(self) -> None:
+        """Raise now what training would raise after the traces were paid for."""
+        recipe = self.recipe
+        self._weights(self.base, recipe.student.revision)
+        if recipe.student.method == "qlora" and find_spec("bitsandbytes") is None:
+            raise MissingExtra("bitsandbytes", "qlora", "student.method: qlora")
+        arch = models.student_entry(self.base).arch
+        size = arch.params if arch is not None else 0
+        if size >= 1e9 and not recipe.train.allow_cpu and not models.has_gpu():
+            raise UsageError(
+                f"recipe '{recipe.name}' trains {size / 1e9:.1f}B parameters, and this machine "
+                "shows no GPU",
+                "stop before it with `distill select`, or force it with train.allow_cpu=true",
+            )
 
     def train(self, dataset: Done) -> Done:
         """The student's folder, `student/` in the step's."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,13 @@ def local(model: str, folder: Path) -> str:
     """A model folder named relative to the recipe's as an absolute path; other names unchanged."""
     path = folder / Path(model).expanduser()
     return str(path.resolve()) if (path / "config.json").is_file() else model
+
+
+def has_gpu() -> bool:
+    """True if the system shows an NVIDIA or AMD GPU, or is a Mac with its own; torch-free."""
+    devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return apple or any(Path(device).exists() for device in devices)
 
 
 def fingerprint(model: str, revision: str | None, cache: Path) -> str:

@@ -33,14 +33,14 @@ STAGES = ("problems", "sample", "grade", "filter", "select", "train", "evaluate"
 
 def distil(job: Job) -> Iterator[Done]:
     """The whole distillation, one finished step after another. Whoever iterates may stop."""
-    if job.recipe.traces is not None:
-        problems = traces = job.published()
-        yield problems
-    else:
-        yield (problems := job.problems())
+    published = job.recipe.traces is not None
+    yield (problems := job.published() if published else job.problems())
+    # The evaluation's problems come first: what is missing is found before anything is paid for.
+    yield (tasks := job.tasks(problems))
+    traces = problems
+    if not published:
         yield (traces := job.sample(problems))
     yield (grades := job.grade(problems, traces))
-    yield (tasks := job.tasks(problems))
     yield (verdicts := job.filter(problems, traces, grades, tasks))
     yield (dataset := job.select(problems, traces, grades, verdicts))
     yield (student := job.train(dataset))
@@ -75,11 +75,15 @@ def run(
     workspace = Workspace(Path(runs or os.environ.get("DISTILL_RUNS") or "runs").resolve())
     job = Job(recipe, workspace, teacher, student)
     record = RunRecord(job, until, command)
+    first: Done | None = None
     try:
         for done in distil(job):
             record.add(done)
-            if done.step.name == "problems" and until != "problems":
-                for line in plan_lines(recipe, summary_of(done)):
+            first = first or done
+            if done.step.name == "tasks":
+                if STAGES.index(until) >= STAGES.index("train"):
+                    job.foresee_training()
+                for line in plan_lines(recipe, summary_of(first)):
                     say(line)
             if until in (done.step.name, _as_stage(done.step.name)):
                 break

@@ -271,6 +271,8 @@ class Training(Section):
     attention: Annotated[str | None, RUNTIME] = None
     processes: Annotated[int, RUNTIME] = Field(default=1, ge=1)
     fsdp: Annotated[bool, RUNTIME] = False
+    allow_cpu: Annotated[bool, RUNTIME] = False
+    """Train a base of a billion parameters or more on a machine that shows no GPU."""
     save_every: Annotated[int, RUNTIME] = Field(default=100, ge=1)
     """Updates between two checkpoints."""
     trackers: Annotated[list[str], RUNTIME] = Field(default_factory=list)

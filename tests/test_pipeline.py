@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from distill import Recipe, run
-from distill.errors import DataError, DistillError, UsageError
+from distill.errors import DataError, DistillError, ModelError, UsageError
+from distill.models import has_gpu
 from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
 from distill.records import Problem, Trace, read_jsonl, read_records
 
@@ -199,3 +200,33 @@ def test_the_student_must_be_left_where_it_is_looked_for(tmp_path: Path) -> None
     recipe = recipe_of(tmp_path, student="pocket-base")
     with pytest.raises(UsageError, match="must write the model folder"):
         run(recipe, teacher=Counting(), student=Elsewhere(), until="train", runs=tmp_path / "r")
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_a_large_base_without_a_gpu_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    base = tmp_path / "large"
+    base.mkdir()
+    config = {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "intermediate_size": 8192,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    }
+    (base / "config.json").write_text(json.dumps(config))
+    teacher = Counting()
+    recipe = recipe_of(tmp_path, student=str(base))
+    with pytest.raises(UsageError, match=r"trains 1\.\dB parameters.*no GPU"):
+        run(recipe, teacher=teacher, until="train", runs=tmp_path / "r")
+    assert teacher.asked == []
+
+
+def test_a_missing_base_is_noticed_before_anything_is_sampled(tmp_path: Path) -> None:
+    teacher = Counting()
+    recipe = recipe_of(tmp_path, student="no/such-base")
+    with pytest.raises(ModelError, match="no/such-base"):
+        run(recipe, teacher=teacher, until="train", runs=tmp_path / "r")
+    assert teacher.asked == []
