@@ -29,6 +29,7 @@ _JOINED = re.compile(
 )
 """What may stand between two boxes that are one answer: "and", commas, a unit, the next `x_2 =`."""
 
+_CONJUNCTION = re.compile(r"[ \t]{0,8}\$?[ \t]{0,8}\b(and|or)\b[ \t]{0,8}\$?[ \t]{0,8}")
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"^####[ \t]{0,8}(\S[^\n]*)$", re.MULTILINE)
 _ANSWER_IS = (
@@ -150,14 +151,13 @@ def _boxes(text: str) -> tuple[list[Span], tuple[int, int] | None]:
 def _plain(body: str) -> str:
     """The content of a box without further boxes and stray dollar signs in it."""
     body = _BOX.sub("", body).strip()
-    body = (
-        re.sub(r"[ \t]*\$?[ \t]*\b(and|or)\b[ \t]*\$?[ \t]*", r" \\text{ \1 } ", body)
-        if ("$" in body)
-        else body
-    )
-    body = re.sub(r"(?<!\\)\$", "", body).strip()
+    if "$" in body:
+        # `\boxed{12$ and $13}`
+        body = _CONJUNCTION.sub(r" \\text{ \1 } ", body)
+        body = re.sub(r"(?<!\\)\$", "", body).strip()
     wrapped = re.fullmatch(r"\{+([^{}]*)\}+", body)
-    return re.sub(r"(?<!\\right)[.,]{1,4}$", "", (wrapped.group(1) if wrapped else body).strip())
+    content = wrapped.group(1) if wrapped else body
+    return re.sub(r"(?<!\\right)[.,]{1,4}$", "", content.strip())
 
 
 def _after_phrase(text: str, cut: bool) -> str | None:
