@@ -123,7 +123,7 @@ def letter_counting(problem: Problem, steps: Steps) -> str:
 
 def _swap(rng: random.Random, letters: list[str]) -> list[str]:
     at = rng.randrange(len(letters) - 1)
-    return letters[:at] + [letters[at + 1], letters[at]] + letters[at + 2 :]
+    return [*letters[:at], letters[at + 1], letters[at], *letters[at + 2 :]]
 
 
 def spell_backward(problem: Problem, steps: Steps) -> str:

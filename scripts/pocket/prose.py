@@ -293,6 +293,15 @@ KINDS: dict[int, dict[Kind, float]] = {
         exercise: 0.35,
         answered: 0.15,
     },
+    # For the teacher's last stage: no answers at once.
+    3: {
+        sums: 0.10,
+        spelling: 0.10,
+        comparing: 0.05,
+        worked: 0.10,
+        recall: 0.15,
+        exercise: 0.50,
+    },
 }
 
 

@@ -40,13 +40,13 @@ Batch = tuple[Tensor, Tensor]
 
 
 def teacher_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """Qwen2, 1.7M parameters."""
+    """Qwen2, 1.9M parameters."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             hidden_size=192,
             num_hidden_layers=4,
             num_attention_heads=6,
-            num_key_value_heads=2,
+            num_key_value_heads=6,
             intermediate_size=512,
             vocab_size=len(tokenizer),
             max_position_embeddings=POSITIONS,
@@ -78,7 +78,12 @@ def base_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 # Difficulties in the teacher's corpus, and the share of its batches that are running text.
-MIX = {1: ((1, 1, 1), 0.0), 2: ((4, 3.5, 2.5), 0.25), 3: ((4, 3.5, 2.5), 0.15)}
+MIX = {
+    1: ((1, 1, 1), 0.0),
+    2: ((4, 3.5, 2.5), 0.25),
+    3: ((4, 3.5, 2.5), 0.15),
+    4: ((4, 3.5, 2.5), 0.8),
+}
 
 
 def _chat_rows(
@@ -89,7 +94,7 @@ def _chat_rows(
     while True:
         level = rng.choices(DIFFICULTIES, weights=MIX[stage][0])[0]
         problem = draw(rng, rng.choice(list(CONFIGS)), level)
-        written = write_chain(problem, rng, HABITS[stage])
+        written = write_chain(problem, rng, HABITS[min(stage, 3)])
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": problem.prompt}],
             tokenize=False,
@@ -105,7 +110,8 @@ def teacher_batches(
 ) -> Iterator[Batch]:
     """Chains of similar length together, padded; the loss is on the chain only."""
     rows = _chat_rows(tokenizer, seed, stage)
-    texts = base_batches(tokenizer, seed + 1, size // 2, running_text)
+    write = partial(document, stage=3) if stage == 4 else running_text
+    texts = base_batches(tokenizer, seed + 1, size // 2, write)
     rng = random.Random(seed)
     while True:
         pool = sorted((next(rows) for _ in range(size * 16)), key=lambda row: len(row[0]))
@@ -176,6 +182,17 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
+def load_widened(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Copy weights; key and value heads that several query heads shared become their own."""
+    shares = model.config.num_key_value_heads // source.config.num_key_value_heads
+    state = source.state_dict()
+    for name, tensor in state.items():
+        if shares > 1 and (".k_proj." in name or ".v_proj." in name):
+            heads = tensor.unflatten(0, (source.config.num_key_value_heads, -1))
+            state[name] = heads.repeat_interleave(shares, 0).flatten(0, 1)
+    model.load_state_dict(state)
+
+
 def load_or_build(
     init: Path | None, out: Path, build: Callable[[Path], PreTrainedTokenizerFast]
 ) -> PreTrainedTokenizerFast:
@@ -198,7 +215,7 @@ def train(args: argparse.Namespace) -> None:
         write = partial(document, stage=args.stage)
         batches = base_batches(tokenizer, args.seed, args.batch, write)
     if args.init:
-        model = type(model).from_pretrained(args.init, dtype=torch.float32)
+        load_widened(model, type(model).from_pretrained(args.init, dtype=torch.float32))
     print(f"{args.who}: {model.num_parameters():,} parameters", flush=True)
     optimisers = optimizers(model, args.lr)
     began, tokens, mean = time.time(), 0, 0.0
@@ -231,7 +248,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--stage", type=int, choices=[1, 2, 3], default=1)
+    parser.add_argument("--stage", type=int, choices=[1, 2, 3, 4], default=1)
     parser.add_argument("--init", type=Path, help="go on from this folder's weights")
     parser.add_argument("--stop-at", type=int, help="leave the schedule early")
     parser.add_argument("--save-every", type=int, default=500)
