@@ -26,7 +26,8 @@ RELATIVE_TOLERANCE = 1e-3
 _SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\\displaystyle|\\limits|\s+")
 _SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)\\frac(\d)(\d)|(-?)(\d+)/(\d+)")
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
+_CHOICE = re.compile(r"\(?([A-Z])\)?[.:)]?|\(([A-Z])\).*|([A-Z])[.:)][A-Za-z].*", re.DOTALL)
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d{4,},\d{1,2}")
 _LIST = re.compile(r"\d,(?:\s|\\[ ,;:])+\d")
@@ -49,6 +50,7 @@ def normalise(answer: str) -> str:
     text = text.replace("{,}", ",").replace("\\%", "%").replace("\\$", "").replace("−", "-")
     text = re.sub(r"\^\{?\\circ\}?", "°", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     wrapped = re.fullmatch(r"\{([^{}]*)\}", text)
     return wrapped.group(1) if wrapped else text
 
@@ -62,7 +64,7 @@ def number(normal: str) -> Fraction | None:
     elif _DECIMAL_COMMA.fullmatch(normal):
         normal = normal.replace(",", ".")
     if _NUMBER.fullmatch(normal):
-        return Fraction(normal.rstrip(".") if normal.endswith(".") else normal)
+        return Fraction(normal.rstrip("."))
     parts = _FRACTION.fullmatch(normal)
     if not parts:
         return None
@@ -78,8 +80,9 @@ def quick_equal(gold: str, answer: str) -> bool | None:
     left, right = normalise(gold), normalise(answer)
     if left and left == right:
         return True
-    if re.fullmatch(r"\(?[A-Z]\)?", left) and re.fullmatch(r"\(?[A-Z]\)?[.:)]?", right):
-        return left.strip("()") == right.strip("().:")
+    wanted, chosen = re.fullmatch(r"\(?([A-Z])\)?", left), _CHOICE.fullmatch(right)
+    if wanted and chosen:
+        return wanted[1] in chosen.groups()
     if _LIST.search(gold) or _LIST.search(answer):
         return None
     a, b = number(left), number(right)
