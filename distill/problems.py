@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def make_problems(config: Problems, *, folder: Path, out: Path, seed: int = 0) -> None:
     """Read all sources and write the problems.
 
-    Writes `problems.jsonl` and `heldout.jsonl` (Problem, in source order), `bad.jsonl`
+    Writes `problems.jsonl` and `heldout.jsonl` (Problem), `bad.jsonl`
     (`{source, row, reason}`) and `summary.json`. The first of equal problems is kept. `limit`
     counts both files together. `seed`, the run's, changes nothing: a source has its own.
     Raises DataError if no problem is left.

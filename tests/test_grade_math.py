@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distill.grade import Judge, grade_math
 from distill.grade.base import Check
+from distill.grade.extract import final_answer
 from distill.grade.math import Math, normalise, number, quick_equal
 from distill.records import Grade, Problem, Trace
 from distill.schema import Grading, PartSpec
@@ -141,7 +142,8 @@ def agreement(path: Path) -> float:
 
 
 def _as_answer(text: str) -> str:
-    return text if "boxed" in text or "nswer" in text else f"<answer>{text}</answer>"
+    # A bare prediction is the final answer; a longer text has to be searched for it.
+    return f"<answer>{text}</answer>" if final_answer(text) is None else text
 
 
 @pytest.mark.slow
