@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from distill.errors import DistillError
+from distill.students.head import add_chunked_head
 from distill.students.packing import Layout, MicroBatch, lay_out, share
 from distill.students.render import IGNORED
 
@@ -121,8 +122,10 @@ class UpdateTrainer(SFTTrainer):
         vars(base).pop("forward", None)
         if forward is not None:
             base.forward = forward
-        add_fused_lm_head(base, outputs=("log_probs",))
-        self._plain_head = type(base.get_output_embeddings()) is not torch.nn.Linear
+        if type(base.get_output_embeddings()) is torch.nn.Linear:
+            add_fused_lm_head(base, outputs=("log_probs",))
+        else:
+            add_chunked_head(base)
 
     def _send_telemetry(self) -> None:
         """No telemetry: distill reports nothing to anybody."""
@@ -167,7 +170,7 @@ class UpdateTrainer(SFTTrainer):
         """
         labels = inputs.pop("labels")
         vocab = self.model.config.get_text_config().vocab_size
-        if self._plain_head or labels.numel() * vocab * 4 <= PLAIN_LOGITS_BYTES:
+        if labels.numel() * vocab * 4 <= PLAIN_LOGITS_BYTES:
             logits = model(**inputs, use_cache=False).logits
             total = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1).float(),
@@ -177,7 +180,7 @@ class UpdateTrainer(SFTTrainer):
             )
         else:
             outputs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-            total = -outputs.log_probs.sum()
+            total = -outputs["log_probs"].sum()
         # DDP and FSDP average gradients over processes; the sum is wanted.
         return total / num_items_in_batch * self.accelerator.num_processes
 

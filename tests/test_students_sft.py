@@ -44,7 +44,7 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: P
     for name in one:
         if one[name].shape == other[name].shape == before[name].shape:
             way = float((other[name] - before[name]).norm())
-            assert float((one[name] - other[name]).norm()) < 0.01 * way, name
+            assert float((one[name] - other[name]).norm()) <= 0.01 * way, name
 
 
 def summary(out: Path) -> dict[str, Any]:
@@ -112,12 +112,14 @@ def test_training_is_the_naive_loop(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_large_logits_in_chunks_give_the_same_weights(
-    tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, data: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_students.config(base)
+    config = tiny_students.config(base, student__method=method, student__think_tokens="tokens")
     plain = SFT().train(data, tmp_path / "plain", config)
     monkeypatch.setattr("distill.students.trainer.PLAIN_LOGITS_BYTES", 0)
+    monkeypatch.setattr("distill.students.head.CHUNK", 100)
     chunked = SFT().train(data, tmp_path / "chunked", config)
     alike(weights(plain), weights(chunked), base)
 
