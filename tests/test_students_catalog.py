@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from distill.students import catalog
 
 from distill.errors import ModelError
+from distill.students import catalog
 from tests import tiny_students
 
 # Parameter counts as the hub shows them for the safetensors of these models.

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from distill.students.packing import best_fit, lay_out, share, updates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.students.packing import best_fit, lay_out, share, updates
 from tests import tiny_students
 
 lengths_of = st.lists(st.integers(1, 50), min_size=1, max_size=40)
@@ -100,8 +100,9 @@ def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 def test_packed_loss_is_the_unpacked_loss_token_by_token(
     tmp_path: Path, kind: str, attention: str, layout: Any
 ) -> None:
-    from distill.students.trainer import Updates
     from transformers import AutoModelForCausalLM
+
+    from distill.students.trainer import Updates
 
     folder = tiny_students.base(tmp_path, kind, initializer_range=0.5)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from distill.students import catalog
-from distill.students.render import IGNORED, RenderSpec, completion_text, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import DataError
+from distill.students import catalog
+from distill.students.render import IGNORED, RenderSpec, completion_text, render
 from distill.thinking import join
 from tests import tiny_students
 
