@@ -83,7 +83,10 @@ MIX = {
     2: ((4, 3.5, 2.5), 0.25),
     3: ((4, 3.5, 2.5), 0.15),
     4: ((4, 3.5, 2.5), 0.8),
+    5: ((4, 3.5, 2.5), 0.1),
 }
+
+TASKS = (6, 2, 3, 5, 4)  # in the last stage, the weak tasks more often; order of CONFIGS
 
 
 def _chat_rows(
@@ -93,8 +96,9 @@ def _chat_rows(
     rng = random.Random(seed)
     while True:
         level = rng.choices(DIFFICULTIES, weights=MIX[stage][0])[0]
-        problem = draw(rng, rng.choice(list(CONFIGS)), level)
-        written = write_chain(problem, rng, HABITS[min(stage, 3)])
+        task = rng.choices(list(CONFIGS), weights=TASKS if stage == 5 else None)[0]
+        problem = draw(rng, task, level)
+        written = write_chain(problem, rng, HABITS[stage])
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": problem.prompt}],
             tokenize=False,
@@ -110,7 +114,7 @@ def teacher_batches(
 ) -> Iterator[Batch]:
     """Chains of similar length together, padded; the loss is on the chain only."""
     rows = _chat_rows(tokenizer, seed, stage)
-    write = partial(document, stage=3) if stage == 4 else running_text
+    write = partial(document, stage=3) if stage >= 4 else running_text
     texts = base_batches(tokenizer, seed + 1, size // 2, write)
     rng = random.Random(seed)
     while True:
@@ -248,7 +252,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--stage", type=int, choices=[1, 2, 3, 4], default=1)
+    parser.add_argument("--stage", type=int, choices=range(1, 6), default=1)
     parser.add_argument("--init", type=Path, help="go on from this folder's weights")
     parser.add_argument("--stop-at", type=int, help="leave the schedule early")
     parser.add_argument("--save-every", type=int, default=500)
