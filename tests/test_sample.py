@@ -798,9 +798,10 @@ def test_inside_a_running_loop_as_in_a_notebook(tmp_path: Path, kind: type[Echo]
         )
         return plain, awaited
 
+    before = threading.active_count()
     plain, awaited = asyncio.run(cell())
     assert list(map(bare, plain.traces)) == list(map(bare, awaited.traces))
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
 
 
 def test_a_cancelled_batch_ends_its_group_and_keeps_it(tmp_path: Path) -> None:
