@@ -109,18 +109,26 @@ def test_prompts_survive_a_round_trip(folder: Path) -> None:
             assert tokenizer.decode(ids) == entry["question"]
 
 
-def test_teacher_reasons_about_a_sum() -> None:
+def test_teacher_reasons_and_is_mostly_right_on_easy_problems() -> None:
     tokenizer, model = tokenizer_of(TEACHER), model_of(TEACHER)
-    question = (
-        "State the final answer to the following arithmetic problem: 23 + 41 =\n"
-        "Please reason step by step, and put your final answer within \\boxed{}."
+    tokenizer.padding_side = "left"
+    problems = reasoning_gym.create_dataset(
+        "letter_counting", size=12, seed=900, min_words=3, max_words=4
     )
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    instruction = "Please reason step by step, and put your final answer within \\boxed{}."
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"{problem['question']}\n{instruction}"}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for problem in problems
+    ]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     out = model.generate(**inputs, max_new_tokens=128, do_sample=False)
-    text = tokenizer.decode(out[0, inputs.input_ids.shape[1] :])
-    assert "</think>" in text
-    assert "\\boxed{64}" in text
-    assert text.endswith(tokenizer.eos_token)
+    texts = tokenizer.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    right = [
+        f"</think>\n\nThe answer is \\boxed{{{problem['answer']}}}." in text
+        for problem, text in zip(problems, texts, strict=True)
+    ]
+    assert sum(right) >= 6
