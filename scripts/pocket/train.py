@@ -84,11 +84,9 @@ MIX = {
     3: ((4, 3.5, 2.5), 0.15),
     4: ((4, 3.5, 2.5), 0.8),
     5: ((4, 3.5, 2.5), 0.1),
-    6: ((4, 3.5, 2.5), 0.0),
 }
 
-# In the last stages, the weak tasks more often; order of CONFIGS.
-TASKS = {5: (6, 2, 3, 5, 4), 6: (10, 2, 2, 3, 3)}
+TASKS = (6, 2, 3, 5, 4)  # in the last stage, the weak tasks more often; order of CONFIGS
 
 
 def _chat_rows(
@@ -98,7 +96,7 @@ def _chat_rows(
     rng = random.Random(seed)
     while True:
         level = rng.choices(DIFFICULTIES, weights=MIX[stage][0])[0]
-        task = rng.choices(list(CONFIGS), weights=TASKS.get(stage))[0]
+        task = rng.choices(list(CONFIGS), weights=TASKS if stage == 5 else None)[0]
         problem = draw(rng, task, level)
         written = write_chain(problem, rng, HABITS[stage])
         prompt = tokenizer.apply_chat_template(
@@ -254,7 +252,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--stage", type=int, choices=range(1, 7), default=1)
+    parser.add_argument("--stage", type=int, choices=range(1, 6), default=1)
     parser.add_argument("--init", type=Path, help="go on from this folder's weights")
     parser.add_argument("--stop-at", type=int, help="leave the schedule early")
     parser.add_argument("--save-every", type=int, default=500)
