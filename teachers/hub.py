@@ -103,14 +103,20 @@ def own_template(folder: Path) -> str | None:
     return None
 
 
+def _is_network(error: Exception) -> bool:
+    """True for errors of the connection, after which what is in the cache counts."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, OSError) or bool(
+        names & {"HfHubHTTPError", "RequestError", "TransportError"}
+    )
+
+
 def _commit(model: str, revision: str | None) -> str:
     """The commit that a revision means now; from the cache where the hub cannot be reached."""
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -129,8 +135,9 @@ def _commit(model: str, revision: str | None) -> str:
             f"the hub has no model '{model}'{at}, or you may not see it",
             "check the name; for a gated or private model: hf auth login",
         ) from None
-    except (OSError, httpx.HTTPError, HfHubHTTPError):
-        pass  # offline: what is in the cache counts
+    except Exception as error:  # the client's transport library changes with its version
+        if not _is_network(error):
+            raise
     try:
         return Path(snapshot_download(model, revision=revision, local_files_only=True)).name
     except (LocalEntryNotFoundError, OSError):

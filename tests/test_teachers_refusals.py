@@ -223,3 +223,27 @@ def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
     assert retry_after(httpx.Headers({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"})) == 0.0
     assert retry_after(httpx.Headers({"retry-after": "soon"})) is None
     assert retry_after(httpx.Headers({})) is None
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub
+
+    from distill.errors import ModelError
+    from distill.teachers import hub
+
+    class ConnectError(Exception):
+        """As the hub client's transport library raises it, whichever that is."""
+
+    class TransportError(ConnectError):
+        pass
+
+    class Unreachable:
+        def model_info(self, *args: object, **kwargs: object) -> None:
+            raise TransportError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    with pytest.raises(ModelError, match="hub cannot be reached") as caught:
+        hub.locate("nobody/nothing", None)
+    assert "hf download nobody/nothing" in str(caught.value)
