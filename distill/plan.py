@@ -74,7 +74,7 @@ def _sampling_lines(recipe: Recipe, count: int | None) -> list[str]:
 def _count(recipe: Recipe, problems: Mapping[str, Any] | None) -> int | None:
     if problems is not None and "problems" in problems:
         return int(problems["problems"])
-    sizes = [source.size for source in recipe.problems.sources]
+    sizes = [source.size or source.rows for source in recipe.problems.sources]
     if not sizes or any(size is None for size in sizes):
         return recipe.problems.limit
     total = sum(size for size in sizes if size)

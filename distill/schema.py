@@ -73,6 +73,8 @@ class SourceSpec(Section):
     gold: str | None = "answer"
     """Column with the reference answer; null for problems without one."""
     size: int | None = Field(default=None, ge=1)
+    rows: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
+    """About how many there are, for a plan made before the data is here."""
     difficulty: str | None = None
     """A label for the report, or with a leading `=` the column that holds it."""
     licence: str = ""
