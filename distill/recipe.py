@@ -83,6 +83,8 @@ class Recipe(Section):
                 )
             _merge(data, variants[word] or {}, origins, f"variant {word}")
         for key, value in settings:
+            if isinstance(value, Mapping):  # `teacher.options={...}` says what they are, whole
+                _merge(data, _nest(key, {}), origins, "override")
             _merge(data, _nest(key, value), origins, "override")
         recipe = cls._parse(data, path.name)
         recipe._origins, recipe._path, recipe._variant = origins, path, ",".join(chosen)

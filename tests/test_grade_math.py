@@ -152,6 +152,7 @@ def test_agreement_with_the_reference_cases_of_math_verify(shared: Path) -> None
     assert agreement(shared / "grading" / "math_verify_tests.jsonl") >= 0.966
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_agreement_with_the_silver_pairs(shared: Path) -> None:
     assert agreement(shared / "grading" / "silver_qwen_grader_pairs.jsonl") >= 0.967

@@ -48,6 +48,18 @@ def test_several_variants_are_laid_over_each_other(mine: Path) -> None:
     assert recipe.train.max_length == 65536
 
 
+def test_a_mapping_on_the_command_line_replaces_and_in_a_variant_merges(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        MINE + "  more: {teacher: {options: {b: 2}}}\n  none: {teacher: {options: {}}}\n"
+    )
+    given = ["teacher.options.a=1"]
+    assert Recipe.load(path, variant="more", overrides=given).teacher.options == {"b": 2, "a": 1}
+    whole = ["teacher.options={c: 3}"]
+    assert Recipe.load(path, variant="more", overrides=whole).teacher.options == {"c": 3}
+    assert Recipe.load(path, variant="more,none").teacher.options == {}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
