@@ -48,8 +48,9 @@ def check(
         wrong.append(f"PAD '{tokenizer.pad_token}' is among the labels or equal to EOS")
     if labels[start:] != ids[start:] or any(label != IGNORED for label in labels[:start]):
         wrong.append("the prompt is in the loss, or the answer is not wholly in it")
-    if bos is not None and bos != eos and ids.count(bos) > 1:
-        wrong.append(f"BOS '{tokenizer.bos_token}' stands {ids.count(bos)} times")
+    # In a row: SmolLM2's BOS is ChatML's <|im_start|>, which opens every turn.
+    if bos is not None and bos != eos and list(ids[:2]) == [bos, bos]:
+        wrong.append(f"BOS '{tokenizer.bos_token}' stands twice at the beginning")
     if max(ids) >= vocab or min(ids) < 0:
         wrong.append(f"token id {max(ids)} is beyond the embedding's {vocab} rows")
     return wrong + (_texts(ids, start, messages, tokenizer, spec) if texts else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +100,15 @@ def test_the_opening_tag_belongs_to_a_prompt_that_opens(text: str, said: str) ->
 def test_messages_without_an_answer_are_refused() -> None:
     with pytest.raises(DataError, match="must end with an assistant's message"):
         render([{"role": "user", "content": "1+1"}], TOKENIZERS["plain"], spec_of("plain"))
+
+
+def test_a_bos_that_opens_every_turn_is_not_doubled(tmp_path: Path) -> None:
+    from distill.students.loading import prepare
+    from distill.students.preflight import check
+
+    # SmolLM2's: the BOS is ChatML's <|im_start|>.
+    folder = tiny_students.base(tmp_path / "b", tokens={"bos_token": "<|im_start|>"})
+    prepared = prepare(tiny_students.config(folder)["student"])
+    example = tiny_students.example(1, 2)["messages"]
+    rendered = render(example, prepared.tokenizer, prepared.spec)
+    assert check(rendered, example, prepared.tokenizer, prepared.spec, prepared.vocab) == []
