@@ -620,9 +620,11 @@ def test_a_continuation_that_fails_leaves_the_trace_as_it_was(tmp_path: Path) ->
 # -- interruptions -------------------------------------------------------------------------------
 
 RUN = """
-import sys, time, asyncio
+import sys, time, asyncio, signal
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+# A job in a shell's background, as a CI may be one, inherits SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.echo import Batch, Echo, questions
 from distill.sample import run_sample
 from distill.schema import Sampling
