@@ -47,8 +47,7 @@ def call(
         )
         command = [python or sys.executable, "-m", "distill.child", str(request), str(reply)]
         # Threads that spin while they wait for each other halt everything when the cores are
-        # shared with other work: with one busy neighbour on two cores, sampling fell from 4,600
-        # to 190 tokens/s, and with this limit to 1,500.
+        # shared with other work: docs/results.md has figures.
         environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=environment)
         code = _wait(process)
