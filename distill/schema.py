@@ -7,6 +7,7 @@ never repeats work. This module imports no model library.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -161,20 +162,55 @@ class TeacherSpec(Section):
 
 
 class Sampling(Section):
-    """How the teacher is sampled. R1's evaluation values by default."""
+    """How the teacher is sampled. R1's evaluation values by default.
+
+    With `want` sampling is adaptive: a problem is done once it has `want` accepted traces (correct,
+    and passed by the filters that look at one trace), after `max` samples, or when its posterior
+    pass rate says that going on is not worth the tokens. Without `want` every problem gets `n`.
+    """
 
     n: int = Field(default=4, ge=1, le=1024)
+    want: int | None = Field(default=None, ge=1, le=16)
+    """Accepted traces wanted of each problem; None: exactly `n` samples, judged afterwards."""
+    max: int = Field(default=16, ge=1, le=1024)
+    """With `want`: at most so many samples of a problem."""
+    give_up: float = Field(default=0.02, ge=0, lt=1)
+    """With `want`: a problem whose pass rate is very likely below this is given up early."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """With `want`: completion tokens that all problems share, spread at round barriers."""
+    budget_cost: float | None = Field(default=None, gt=0)
+    """The same in money; when it is spent the step is done with what there is."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """With a budget: the share of each round that is spread evenly over unfinished problems."""
     temperature: float = Field(default=0.6, ge=0, le=5)
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=32768, ge=1)
+    limits: list[int] = Field(default_factory=list)
+    """Growing limits below `max_tokens`: what is cut off at one is continued under the next."""
     stop: list[str] = Field(default_factory=list)
     concurrency: Annotated[int, RUNTIME] = Field(default=128, ge=1)
     retries: Annotated[int, RUNTIME] = Field(default=5, ge=0)
     timeout_s: Annotated[float, RUNTIME] = Field(default=1800, gt=0)
-    """Longest silence between two bytes of one answer, not the length of the answer."""
+    """Longest wait for the first byte of an answer: servers queue requests."""
+    silence_s: Annotated[float, RUNTIME] = Field(default=120, gt=0)
+    """Longest silence between two pieces of one answer, not the length of the answer."""
     max_cost: Annotated[float | None, RUNTIME] = Field(default=None, ge=0)
     """Spending cap in the currency of the prices; the run stops before it is passed."""
+    accept_model_change: Annotated[bool, RUNTIME] = False
+    """Go on where a server begins to answer with another model in the middle of a run."""
+
+    @model_validator(mode="after")
+    def _growing(self) -> Sampling:
+        steps = [*self.limits, self.max_tokens]
+        if any(a >= b for a, b in itertools.pairwise(steps)) or min(steps) < 1:
+            raise ValueError(f"limits must grow and stay below max_tokens; found {steps}")
+        budgets = [k for k in ("budget_tokens", "budget_cost") if getattr(self, k) is not None]
+        if budgets and self.want is None:
+            raise ValueError(f"{budgets[0]} is shared by adaptive sampling: set want too")
+        if self.want is not None and self.want > self.max:
+            raise ValueError(f"want ({self.want}) is more than max ({self.max}) can bring")
+        return self
 
 
 class PartSpec(Section):

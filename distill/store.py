@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 
 SYNC_EVERY_S = 1.0
 OPEN_FILES = 64
-NOT_GENERATION = frozenset({"n", "max_tokens"})
+NOT_GENERATION = frozenset(
+    {"n", "max_tokens", "limits"}
+    | {"want", "max", "give_up", "budget_tokens", "budget_cost", "floor"}
+)
 
 _NAME = re.compile(r"(\d+)-(\d+)\.jsonl")
 _HEAD = re.compile(rb'\{"problem_id":"([^"\\]*)","index":(\d+),"segment":(\d+)[,}]')
