@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TextIO
 
@@ -39,6 +39,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
+        self.details: Callable[[], Sequence[str]] | None = None
         self.done = 0
         self._skipped = 0
         self._figures: dict[str, Figure] = {}
@@ -104,6 +105,9 @@ class Progress:
         else:
             share = f" {100 * self.done / self.total:.0f}%" if self.total else ""
             parts = [f"{self.done:,}/{self.total:,}{unit}{share}"]
+        if self.details is not None:
+            parts += [*self.details(), *([ending] if ending else [])]
+            return f"{self.stage}  " + "  ".join(parts)
         if fresh > 0 and elapsed > 0:
             rate = fresh / elapsed
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
