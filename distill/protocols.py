@@ -30,8 +30,10 @@ class SamplingParams:
 class Request:
     """One sample wanted. `prompt` is a chat, a rendered text or token ids.
 
-    `prefix_ids` are tokens already sampled, to go on from. `key` names the request in logs and
-    has no meaning to the engine.
+    `prefix_ids` are tokens already sampled, to go on from, and `prompt_ids` the tokens of the
+    prompt they followed, where an earlier answer told them. `prefix_text` is the same output as
+    text, all that an engine has to go on from that takes no tokens. `key` names the request in
+    logs and has no meaning to the engine.
     """
 
     key: str
@@ -39,6 +41,8 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
     prefix_ids: Sequence[int] | None = None
+    prefix_text: str | None = None
+    prompt_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,7 @@ class Completion:
     token_ids: tuple[int, ...] | None = None
     usage: Usage = Usage()
     served_model: str = ""
+    fingerprint: str = ""
     flags: tuple[str, ...] = ()
 
 
@@ -75,6 +80,7 @@ class Capabilities:
 
     `batch_size` is set by engines that want whole batches: they offer `complete_batch`, and
     the sampler hands them fixed groups of that size, re-run whole after an interruption.
+    `prefix` says that the engine goes on from `Request.prefix_ids`, `prefill` from `prefix_text`.
     `deterministic` promises equal text for equal requests (in equal groups).
     """
 
@@ -82,6 +88,7 @@ class Capabilities:
     n: bool = False
     token_ids: bool = False
     prefix: bool = False
+    prefill: bool = False
     sampling: bool = True
     deterministic: bool = False
     batch_size: int | None = None
