@@ -77,6 +77,7 @@ class Trace:
     `prompt` is the rendered prompt where the engine showed it. Costs are in the currency of
     the recipe's prices, times in seconds. `max_tokens` is the limit it was sampled under. A
     segment after the first holds the whole output up to its end, not the new part alone.
+    `fingerprint` is the server's own name for its model's build, None where it tells none.
     """
 
     problem_id: str
@@ -98,6 +99,7 @@ class Trace:
     served_model: str = ""
     flags: tuple[str, ...] = ()
     max_tokens: int | None = None
+    fingerprint: str | None = None
 
     @property
     def key(self) -> TraceKey:
