@@ -135,7 +135,11 @@ def _teacher(recipe: Recipe, notes: list[str]) -> list[ModelRef]:
             revision=spec.revision,
             engine=spec.engine or entry.engine,
             options=spec.options,
-            spec={**spec.model_dump(mode="json"), "timeout_s": recipe.sampling.timeout_s},
+            spec={
+                **spec.model_dump(mode="json"),
+                "timeout_s": recipe.sampling.timeout_s,
+                "silence_s": recipe.sampling.silence_s,
+            },
             asked="its own chat template",
         )
     ]

@@ -28,6 +28,7 @@ def build_teacher(recipe: Recipe, folder: Path) -> Any:
     if hasattr(kind, "from_spec"):
         plain = spec.model_dump(mode="json")
         plain["timeout_s"] = recipe.sampling.timeout_s
+        plain["silence_s"] = recipe.sampling.silence_s
         plain["model"] = models.local(spec.model, folder)
         plain["folder"] = str(folder)
         return kind.from_spec(plain)
