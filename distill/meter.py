@@ -6,9 +6,6 @@ every 30 seconds and at the end, as a line to `metrics.jsonl`.
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -18,12 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from distill.progress import Progress, duration
-from distill.records import Grade, Trace, dumps
+from distill.metrics import FILE, MetricsFile, view
+from distill.progress import Progress
+from distill.records import Grade, Trace
 
-log = logging.getLogger(__name__)
-
-FILE = "metrics.jsonl"
 EVERY_S = 30.0
 TICK_S = 0.5
 WINDOW_S, WINDOW_MOST_S = 60.0, 600.0
@@ -34,7 +29,6 @@ BUCKET_S = 2.0
 Counts = tuple[int, int, int, int]
 """Tokens, traces, graded, accepted."""
 
-BARS = "▁▂▃▄▅▆▇█"
 ETA_BY = "traces still expected x mean tokens of a trace / tokens per second of the last window_s"
 
 
@@ -88,7 +82,7 @@ class Meter:
         self._servers: list[dict[str, Any]] = []
         self._rounds = self._unshown = 0
         self._recent = _Recent(self._begin)
-        self._file = _Lines(out / FILE) if out is not None else None
+        self._file = MetricsFile(out / FILE) if out is not None else None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -205,21 +199,9 @@ class Meter:
         1.0 (11 counts). This plain share leans upwards where sampling stops at an acceptance.
         """
         with self._lock:
-            now = self._clock()
-            counts = self._counts()
+            span, grown, arrived = self._recent.rates(self._clock(), self._counts())
             tokens = self._tokens + self._tokens_reused
-            here = self._traces + self._reused
-            span, grown, arrived = self._recent.rates(now, counts)
-            left = self._left(here)
-            mean = tokens / here if here else None
-            left_tokens = None if left is None or mean is None else left * mean
             cost = self._cost + self._cost_reused
-            to_come = None if left is None or not here else left * cost / here
-            if left_tokens is not None:
-                left_tokens -= max(0, self._live - self._tokens)
-                left_tokens = _bounded(left_tokens, self.budget_tokens, tokens)
-            to_come = None if to_come is None else _bounded(to_come, self.budget_cost, cost)
-            speed = grown / span if span else 0.0
             return {
                 "problems": self.problems,
                 "problems_done": len(self._done),
@@ -237,20 +219,34 @@ class Meter:
                 "pass_rates": list(self._pass_rates),
                 "tokens": tokens,
                 "tokens_bought": self._tokens,
-                "tokens_per_s": round(speed, 1),
+                "tokens_per_s": round(grown / span, 1) if span else 0.0,
                 "traces_per_s": round(arrived / span, 3) if span else 0.0,
                 "window_s": round(span, 1),
                 "tokens_per_accepted": round(tokens / self._accepted) if self._accepted else None,
+                "priced": self.priced,
                 "cost": round(cost, 6),
                 "cost_bought": round(self._cost, 6),
-                "cost_to_come": None if to_come is None or not self.priced else round(to_come, 6),
-                "traces_to_come": None if left is None else round(left),
-                "tokens_to_come": None if left_tokens is None else round(left_tokens),
-                "eta_s": _eta(left_tokens, speed),
-                "eta_by": ETA_BY,
+                **self._to_come(tokens, cost, grown / span if span else 0.0),
                 "rounds": self._rounds,
                 "servers": list(self._servers),
             }
+
+    def _to_come(self, tokens: int, cost: float, speed: float) -> dict[str, Any]:
+        """What is expected still, from the means of the traces that are here and the speed."""
+        here = self._traces + self._reused
+        left = self._left(here)
+        known = {"traces_to_come": None if left is None else round(left), "eta_by": ETA_BY}
+        if left is None or not here:
+            return {**known, "tokens_to_come": None, "cost_to_come": None, "eta_s": None}
+        under_way = max(0, self._live - self._tokens)
+        more = _bounded(left * tokens / here - under_way, self.budget_tokens, tokens)
+        money = _bounded(left * cost / here, self.budget_cost, cost)
+        return {
+            **known,
+            "tokens_to_come": round(more),
+            "cost_to_come": round(money, 6) if self.priced else None,
+            "eta_s": round(more / speed, 1) if speed else None,
+        }
 
     def _left(self, here: int) -> float | None:
         """Traces still expected: what a fixed number lacks, or what the open problems will take.
@@ -270,29 +266,8 @@ class Meter:
         return max(0.0, min(most, lacking / share if share else most))
 
     def lines(self) -> list[str]:
-        """The live view below the count of what is done: at most four lines, the first a tail."""
-        f = self.figures()
-        first = [duration(self._clock() - self._begin)]
-        if f["eta_s"]:
-            first.append(f"about {duration(f['eta_s'])} left")
-        speed = [f"{f['tokens_per_s']:,.0f} tokens/s", f"{f['tokens']:,} tokens"]
-        if f["graded"]:
-            speed.insert(0, f"accepted {f['accepted']:,} of {f['graded']:,}")
-        if f["tokens_per_accepted"]:
-            speed.append(f"{f['tokens_per_accepted']:,} tokens an accepted trace")
-        rates = []
-        if f["problems_done"]:
-            rates.append(f"pass rate 0 {bars(f['pass_rates'])} 1")
-            given_up = f["problems_done"] - f["stopped"].get("enough", 0)
-            rates += [f"without enough {given_up:,}"] if given_up else []
-        if self.priced:
-            rates.append(f"cost {money(f['cost'])}")
-            rates += [f"about {money(f['cost_to_come'])} to come"] if f["cost_to_come"] else []
-        faults = [f"{name} {f[name]:,}" for name in ("failed", "retries", "surplus") if f[name]]
-        if f["servers"]:
-            up = sum(bool(row.get("up", True)) for row in f["servers"])
-            faults.append(f"servers {up}/{len(f['servers'])}")
-        return ["  ".join(parts) for parts in (first, speed, rates, faults) if parts]
+        """The live view, four lines at most; the first belongs behind the count of what is done."""
+        return view(self.figures(), self._clock() - self._begin)
 
     def tick(self) -> None:
         """Show what is due to be shown, and write what is due to be written."""
@@ -376,79 +351,10 @@ class _Recent:
         return (counts[3] - then[3]) / judged if judged else None
 
 
-class _Lines:
-    """A JSONL file, appended to in whole lines; a full disk ends the writing and nothing else."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd: int | None = None
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            size = os.fstat(self._fd).st_size
-            if size and os.pread(self._fd, 1, size - 1) != b"\n":
-                os.write(self._fd, b"\n")
-        except OSError as error:
-            self._give_up(error)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        data = (dumps(row) + "\n").encode()
-        with self._lock:
-            if self._fd is None:
-                return
-            try:
-                written = os.write(self._fd, data)
-                if written != len(data):
-                    raise OSError(f"only {written} of {len(data)} bytes were written")
-            except OSError as error:
-                self._give_up(error)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
-
-    def _give_up(self, error: OSError) -> None:
-        log.warning("no more metrics are written to %s: %s", self.path, error)
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, oldest first; a torn one (a power cut) is passed over."""
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
 def tenth(accepted: int, tries: int) -> int:
     """Bin of a pass rate: 0 for none at all, k for a share in ((k-1)/10, k/10]."""
     return 0 if accepted <= 0 or tries <= 0 else min(10, -(-10 * accepted // tries))
 
 
-def bars(counts: Sequence[int]) -> str:
-    """A histogram in one line; a bin that is not empty is never drawn as empty."""
-    most = max(counts, default=0)
-    return "".join(BARS[max(1, -(-c * (len(BARS) - 1) // most))] if c else BARS[0] for c in counts)
-
-
-def money(amount: float) -> str:
-    """An amount with two decimals, small ones with three digits."""
-    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.3g}"
-
-
 def _bounded(left: float, budget: float | None, spent: float) -> float:
     return max(0.0, left if budget is None else min(left, budget - spent))
-
-
-def _eta(tokens: float | None, speed: float) -> float | None:
-    return None if tokens is None or not speed else round(tokens / speed, 1)

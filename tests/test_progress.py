@@ -1,11 +1,16 @@
-"""The progress line: on a terminal, in a log, silenced, from many threads."""
+"""Progress: a line or a block on a terminal, lines in a log, silenced, from many threads."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
+import os
+import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 
 import pytest
@@ -18,6 +23,52 @@ from distill.progress import Progress, cut, duration
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Screen:
+    """What a terminal shows: rows of text, and where the cursor is."""
+
+    def __init__(self, columns: int = 60, rows: int = 8) -> None:
+        self.columns, self.height = columns, rows
+        self.rows = [""] * rows
+        self.y = self.x = 0
+
+    def feed(self, text: str) -> Screen:
+        for code, char in re.findall(r"(\x1b\[\d*[A-Za-z])|(.)", text, re.DOTALL):
+            self._code(code) if code else self._char(char)
+        return self
+
+    def _char(self, char: str) -> None:
+        if char == "\r":
+            self.x = 0
+        elif char == "\n":
+            # As the line discipline of a terminal sends it: CR LF.
+            self.x, self.y = 0, self.y + 1
+        else:
+            if self.x == self.columns:
+                self.x, self.y = 0, self.y + 1
+                self._scroll()
+            row = self.rows[self.y].ljust(self.x)
+            self.rows[self.y] = row[: self.x] + char + row[self.x + 1 :]
+            self.x += 1
+        self._scroll()
+
+    def _scroll(self) -> None:
+        if self.y == self.height:
+            self.rows, self.y = [*self.rows[1:], ""], self.y - 1
+
+    def _code(self, code: str) -> None:
+        kind, count = code[-1], int(code[2:-1] or 1)
+        if kind == "A":
+            self.y = max(0, self.y - count)
+        elif kind in "KJ":
+            self.rows[self.y] = self.rows[self.y][: self.x]
+            if kind == "J":
+                self.rows[self.y + 1 :] = [""] * (self.height - self.y - 1)
+
+    @property
+    def text(self) -> list[str]:
+        return [row.rstrip() for row in self.rows]
 
 
 class Clock:
@@ -113,6 +164,121 @@ def test_a_closed_stderr_ends_nothing() -> None:
         progress.update()
         progress.note("gone")
     assert progress.done == 1
+
+
+def block(stage: str, out: io.StringIO, clock: Clock, *lines: str) -> Progress:
+    progress = Progress(stage, 10, stream=out, clock=clock)
+    progress.details = lambda: [f"{clock.now:.0f}s", *lines]
+    return progress
+
+
+def test_a_block_is_redrawn_in_place_even_at_the_foot_of_the_screen() -> None:
+    out, clock, screen = Terminal(), Clock(), Screen(rows=8)
+    screen.feed("$ make\n" * 7)
+    with block("sample", out, clock, "accepted 3", "pass rate ▁█", "failed 1") as progress:
+        for _ in range(20):
+            clock.now += 1
+            progress.update()
+        shown = screen.feed(out.getvalue())
+        assert shown.text[3:] == [
+            "",
+            "sample  20/10 200%  20s",
+            "  accepted 3",
+            "  pass rate ▁█",
+            "  failed 1",
+        ]
+        assert (shown.y, shown.x) == (3, 0)
+        mark = out.tell()
+    shown.feed(out.getvalue()[mark:])
+    assert shown.text[2:] == [
+        "$ make",
+        "sample  20/10 200%  20s",
+        "  accepted 3",
+        "  pass rate ▁█",
+        "  failed 1",
+        "",
+    ]
+    assert shown.x == 0
+
+
+def test_what_others_write_stays_and_the_block_moves_below_it() -> None:
+    out, clock = Terminal(), Clock()
+    with block("sample", out, clock, "a", "b") as progress:
+        out.write("WARNING a server is gone\n")
+        clock.now += 1
+        progress.update()
+        progress.note("a round ended")
+        shown = Screen().feed(out.getvalue()).text
+    assert shown[:6] == [
+        "WARNING a server is gone",
+        "sample: a round ended",
+        "",
+        "sample  1/10 10%  1s",
+        "  a",
+        "  b",
+    ]
+
+
+def test_stages_side_by_side_share_the_screen() -> None:
+    out, clock, screen = Terminal(), Clock(), Screen()
+    with block("sample", out, clock, "tokens") as first:
+        with Progress("tasks", 3, stream=out, clock=clock) as second:
+            for _ in range(3):
+                clock.now += 1
+                first.update()
+                second.update()
+            assert Screen().feed(out.getvalue()).text[1:4] == [
+                "sample  3/10 30%  3s",
+                "  tokens",
+                "tasks  3/3 100%  1.0/s  3s",
+            ]
+        clock.now += 1
+        first.update()
+        assert screen.feed(out.getvalue()).text[:4] == [
+            "tasks  3/3 100%  1.0/s  3s",
+            "",
+            "sample  4/10 40%  4s",
+            "  tokens",
+        ]
+
+
+def test_a_low_terminal_shows_the_first_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "4")
+    out, clock = Terminal(), Clock()
+    with block("sample", out, clock, "a", "b", "c"):
+        assert Screen(rows=4).feed(out.getvalue()).text == ["sample  0/10 0%  0s", "", "", ""]
+
+
+def test_a_log_gets_the_block_as_one_line() -> None:
+    out, clock = io.StringIO(), Clock()
+    with block("sample", out, clock, "accepted 3", "failed 1"):
+        pass
+    assert out.getvalue().splitlines() == ["sample  0/10 0%  0s  accepted 3  failed 1"] * 2
+
+
+def test_bars_become_digits_where_the_encoding_has_none() -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii")
+    with block("sample", out, Clock(), "▁▄█ é"):  # type: ignore[arg-type]
+        pass
+    assert raw.getvalue().splitlines()[-1] == b"sample  0/10 0%  0s  _37 ?"
+
+
+def test_a_real_terminal_of_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 34, 0, 0))
+    clock = Clock()
+    with open(theirs, "w", encoding="utf-8") as terminal:
+        progress = Progress("sample", 3, stream=terminal, clock=clock)
+        progress.details = lambda: ["1s", "x" * 50, "y"]
+        with progress:
+            clock.now += 1
+            progress.update(3)
+        seen = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    screen = Screen(34, 10).feed(seen.replace("\r\n", "\n"))
+    assert screen.text[:4] == ["sample  3/3 100%  1s", "  " + "x" * 31, "  y", ""]
 
 
 def test_many_threads() -> None:
