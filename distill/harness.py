@@ -28,10 +28,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
+from distill.envelopes import Answer, Chat, as_problem, batches, spoken
 from distill.errors import DataError
 from distill.records import Grade, Message, Problem, Trace
 from distill.schema import Sampling
-from distill.thinking import split
 
 log = logging.getLogger(__name__)
 
@@ -42,28 +42,6 @@ Ask = Callable[[Sequence[Problem], Sampling], Iterable[Trace]]
 
 Judging = Callable[[Iterable[tuple[Problem, Trace]]], Iterator[Grade]]
 """One grade per (problem, trace), in order (`distill.grade.run.Judge.grade_many`)."""
-
-
-class Chat(str):
-    """Messages as JSON: what a chat template makes of them here. The engine renders them."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, messages: Sequence[Mapping[str, str]]) -> Chat:
-        return cls(json.dumps([dict(m) for m in messages], ensure_ascii=False))
-
-
-class Answer(str):
-    """A response that remembers the trace it is from."""
-
-    trace: Trace
-
-    @classmethod
-    def of(cls, text: str, trace: Trace) -> Answer:
-        answer = cls(text)
-        answer.trace = trace
-        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +197,17 @@ class SamplerLM(LM):
             places.append((key, wanted[key], request, asked))
             wanted[key] += 1
         found: dict[tuple[str, str, int], Trace] = {}
-        for (sampling, count), problems in _groups(wanted).items():
+        for (sampling, count), problems in batches(wanted).items():
             plan = Sampling(**{**json.loads(sampling), "n": count})
             for trace in self.ask(list(problems.values()), plan):
                 found[(sampling, trace.problem_id, trace.index)] = trace
         answers: list[str] = []
         for (context, sampling), index, request, asked in places:
-            problem = _as_problem(context)
+            problem = as_problem(context)
             trace = found.get((sampling, problem.id, index)) or Trace(
                 problem_id=problem.id, index=index, finish_reason="failed"
             )
-            text = trace.text if _is_ours(request) else _spoken(trace, asked.get("until") or ())
+            text = trace.text if _is_ours(request) else spoken(trace, asked.get("until") or ())
             answers.append(Answer.of(text, trace))
         return answers
 
@@ -349,35 +327,6 @@ def not_in_lm_eval(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_ours(request: Instance) -> bool:
     return isinstance(request.doc, dict) and isinstance(request.doc.get("problem"), Problem)
-
-
-def _groups(
-    wanted: Mapping[tuple[str, str], int],
-) -> dict[tuple[str, int], dict[str, Problem]]:
-    groups: dict[tuple[str, int], dict[str, Problem]] = {}
-    for (context, sampling), count in wanted.items():
-        problem = _as_problem(context)
-        groups.setdefault((sampling, count), {})[problem.id] = problem
-    return groups
-
-
-def _as_problem(context: str) -> Problem:
-    """The messages of a request as a problem; a rendered text is one user message."""
-    try:
-        messages = json.loads(context)
-        if isinstance(messages, list) and all("role" in m for m in messages):
-            return Problem(messages=tuple(messages))
-    except (ValueError, TypeError):
-        pass
-    return Problem(messages=({"role": "user", "content": context},))
-
-
-def _spoken(trace: Trace, stop: Sequence[str] | str) -> str:
-    """The answer after the thinking, up to the first stop string; empty for unfinished thinking."""
-    answer = split(trace.text).answer
-    for word in [stop] if isinstance(stop, str) else stop:
-        answer = answer.partition(word)[0] if word else answer
-    return answer
 
 
 def _without_failures(trace: Trace, grade: Grade) -> Grade:

@@ -65,9 +65,7 @@ class Job:
         config = problems_identity(recipe.problems, self.folder)
         return self._do(
             Step("problems", config, version=VERSIONS["problems"]),
-            lambda out: make_problems(
-                recipe.problems, seed=recipe.seed, folder=self.folder, out=out
-            ),
+            lambda out: make_problems(recipe.problems, folder=self.folder, out=out),
         )
 
     def published(self) -> Done:

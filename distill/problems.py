@@ -24,15 +24,13 @@ __all__ = ["is_heldout", "load_source", "make_problems", "problems_identity"]
 log = logging.getLogger(__name__)
 
 
-def make_problems(config: Problems, *, folder: Path, out: Path, seed: int = 0) -> None:
+def make_problems(config: Problems, *, folder: Path, out: Path) -> None:
     """Read all sources and write the problems.
 
     Writes `problems.jsonl` and `heldout.jsonl` (Problem), `bad.jsonl`
     (`{source, row, reason}`) and `summary.json`. The first of equal problems is kept. `limit`
-    counts both files together. `seed`, the run's, changes nothing: a source has its own.
-    Raises DataError if no problem is left.
+    counts both files together. Raises DataError if no problem is left.
     """
-    del seed
     started = time.monotonic()
     maker = _Maker(config, folder)
     problems = maker.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -46,7 +47,8 @@ class Arch:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One base. `path` is what `from_pretrained` gets; `eos` and `pad` are empty where the
-    tokenizer's own are right; `untrained` are tokens of the template the base never saw."""
+    tokenizer's own are right; `untrained` are tokens of the template the base never saw.
+    `copy_of` is the base of the catalog that a model outside it has the config of."""
 
     base: str
     path: str
@@ -61,6 +63,7 @@ class Entry:
     untrained: tuple[str, ...] = ()
     adds_bos: bool = False
     known: bool = field(default=False)
+    copy_of: str = ""
 
 
 @functools.cache
@@ -200,7 +203,7 @@ def _from_files(base: str, folder: Path, known: Mapping[str, Any] | None = None)
     template = known.get("template") or family.get("template", "plain")
     own: Mapping[str, Any] = family if family.get("template") == template else {}
     rope = text.get("rope_parameters") or {}
-    return Entry(
+    entry = Entry(
         base=base,
         path=str(folder) if known or Path(base).expanduser().exists() else base,
         template=template,
@@ -214,6 +217,25 @@ def _from_files(base: str, folder: Path, known: Mapping[str, Any] | None = None)
         adds_bos=_adds_bos(folder),
         known=bool(known),
     )
+    original = _original(entry, text.get("eos_token_id"))
+    if original is None:
+        return entry
+    return dataclasses.replace(entry, copy_of=original.base, untrained=original.untrained)
+
+
+def _original(entry: Entry, eos_id: object) -> Entry | None:
+    """The base of the catalog that a folder is a copy of, where that matters.
+
+    Names do not tell: `_name_or_path` also stands in what was fine-tuned from a base. A base with
+    untrained tokens is known by its sizes and by its own EOS, which its chat model does not have.
+    """
+    for name, facts in _data()["bases"].items():
+        if "eos_id" in facts and facts["eos_id"] == eos_id:
+            original = find(name)
+            same = ("arch", "positions", "rope_theta", "family")
+            if all(getattr(original, key) == getattr(entry, key) for key in same):
+                return original
+    return None
 
 
 def _family(config: Mapping[str, Any], vocabulary: set[str]) -> tuple[str, Mapping[str, Any]]:
@@ -235,15 +257,18 @@ def _arch(config: Mapping[str, Any]) -> Arch | None:
         if f["match"]["model_type"] == config.get("model_type")
     ]
     try:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        head_dim = config.get("head_dim") or 0
         return Arch(
-            hidden=config["hidden_size"],
+            hidden=hidden,
             layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
             intermediate=config["intermediate_size"],
             vocab=config["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", False)),
-            head_dim=config.get("head_dim") or 0,
+            # Whether the usual size is written down depends on the library that saved it.
+            head_dim=0 if head_dim * heads == hidden else head_dim,
             **_kinds(same[0] if same else {}),
         )
     except KeyError:  # an architecture with other words: the planner does without

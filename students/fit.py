@@ -288,6 +288,11 @@ def _summary(job: Job, prepared: Prepared, on: Hardware, plan: list[list[int]]) 
     if counts.bad:
         reasons = "; ".join(f"{n}: {why}" for why, n in counts.bad.items())
         job.notes.append(f"{sum(counts.bad.values())} examples left out as untrainable ({reasons})")
+    if prepared.entry.copy_of and prepared.entry.untrained:
+        job.notes.append(
+            f"the base has the config of {prepared.entry.copy_of}: "
+            f"{', '.join(prepared.entry.untrained)} were taken as never trained"
+        )
     if counts.too_long:
         job.notes.append(
             f"{counts.too_long} examples longer than {train['max_length']} tokens left out"

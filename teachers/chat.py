@@ -72,11 +72,12 @@ def load_tokenizer(source: str, revision: str | None, *, trust_remote_code: bool
         return auto  # there is no tokenizer.json to be held to
     if auto(PROBE, add_special_tokens=False)["input_ids"] == expected:
         return auto
-    log.warning(
-        "%s: AutoTokenizer (%s) splits text otherwise than tokenizer.json, which is used",
-        Path(source).name,
-        type(auto).__name__,
+    note = (
+        f"{Path(source).name}: AutoTokenizer ({type(auto).__name__}) splits text otherwise than "
+        "tokenizer.json, which is used"
     )
+    log.warning(note)
+    faithful.distill_note = note
     return faithful
 
 
@@ -121,6 +122,12 @@ class Chat:
         spelled = {i: token.content for i, token in added.items()}
         # Some tokenizers make the tags special tokens: those are text, not control.
         self._silent = frozenset(i for i in special if spelled.get(i) not in tags)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report should say about how this tokenizer was read."""
+        note = getattr(self.tokenizer, "distill_note", "")
+        return (note,) if note else ()
 
     def turn(self, request: Request, context: int | None) -> Turn:
         """The request in tokens. `context` is what the model holds, None if unknown.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from distill.errors import UsageError
 from distill.grade import Judge, grade_traces, grading_identity
 from distill.grade.auto import Auto
+from distill.grade.base import Check
 from distill.grade.exact import Exact
 from distill.grade.gym import KEY, ReasoningGym, pack, unpack
 from distill.problems import load_source
@@ -211,10 +212,18 @@ def test_pack_refuses_what_json_cannot_hold() -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.text(max_size=80), st.text(max_size=20), st.sampled_from(["stop", "length"]))
 def test_quick_parts_survive_any_text(text: str, gold: str, finish: str) -> None:
-    p = problem(gold, **{KEY: {"task": "chain_sum", "entry": {}}})
+    gym, plain = problem(gold, **{KEY: {"task": "chain_sum", "entry": {}}}), problem(gold)
     for grader in (Auto(), Exact(), ReasoningGym()):
-        grader.quick(p, trace(text, p, finish=finish))
-        grader.quick(problem(gold), trace(text, p, finish=finish))
+        for p in (gym, plain):
+            result = grader.quick(p, trace(text, p, finish=finish))
+            if isinstance(result, Check):
+                assert result.args
+                json.dumps(result.part)
+            else:
+                assert result.outcome in OUTCOMES
+                assert result.outcome != "error", result.detail
+                assert result.score == float(result.outcome == "correct")
+                assert (result.outcome == "truncated") <= (finish == "length")
 
 
 def test_the_step(tmp_path: Path) -> None:

@@ -73,6 +73,58 @@ def test_unknown_model_is_found_by_its_family_and_tokens(tmp_path: Path) -> None
     assert other.arch.layers == 2
 
 
+def llama_folder(folder: Path, **changes: object) -> Path:
+    """Config and tokenizer of Llama-3.1-8B as the hub has them, without weights."""
+    known = catalog.find("meta-llama/Llama-3.1-8B")
+    assert known.arch is not None
+    config = {
+        "model_type": "llama",
+        "hidden_size": known.arch.hidden,
+        "num_hidden_layers": known.arch.layers,
+        "num_attention_heads": known.arch.heads,
+        "num_key_value_heads": known.arch.kv_heads,
+        "intermediate_size": known.arch.intermediate,
+        "vocab_size": known.arch.vocab,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+        "eos_token_id": 128001,
+        **changes,
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    added = [{"id": 128000 + i, "content": t} for i, t in enumerate(tiny_students.LLAMA3)]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 128}])
+def test_a_local_copy_of_a_base_keeps_its_untrained_tokens(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    entry = catalog.find(str(llama_folder(tmp_path / "copy", **changes)))
+    named = catalog.find("meta-llama/Llama-3.1-8B")
+    assert entry.copy_of == "meta-llama/Llama-3.1-8B"
+    assert entry.untrained == named.untrained != ()
+    assert (entry.arch, entry.template, entry.eos) == (named.arch, named.template, named.eos)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eos_token_id": [128001, 128008, 128009]},  # Llama-3.1-8B-Instruct
+        {"eos_token_id": 128009, "_name_or_path": "meta-llama/Llama-3.1-8B"},
+        {"num_hidden_layers": 16},
+        {"rope_theta": 10000.0},
+    ],
+)
+def test_what_only_looks_like_the_base_has_its_rows_trained(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    entry = catalog.find(str(llama_folder(tmp_path / "other", **changes)))
+    assert (entry.copy_of, entry.untrained) == ("", ())
+
+
 def test_arch_of_a_folder_counts_the_real_weights(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
