@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
@@ -23,37 +21,30 @@ from distill.protocols import Capabilities, Completion, OnTokens, Request
 from distill.teachers import catalog, options
 from distill.teachers.chat import Tags, as_tags
 from distill.teachers.refusals import Refusals, room_left, unreachable
-from distill.teachers.stream import Answer, events, parse
+from distill.teachers.resume import Resumer
+from distill.teachers.servers import Lease, ServerPool, Unreachable
+from distill.teachers.stream import Answer
+from distill.teachers.wire import Wire
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 20.0
-"""Seconds to wait for a connection."""
-
-REST_S = 15.0
-"""Seconds for which a server that broke a connection is asked last."""
-
-
-@dataclass(slots=True)
-class Server:
-    """One base URL, and what is known of its load."""
-
-    url: str
-    under_way: int = 0
-    rests_until: float = 0.0
+CONTEXT = "context"
+"""Flag of an answer that ended where the server's context did."""
 
 
 class OpenAITeacher:
     """Samples over HTTP: chats at `/chat/completions`, text and token ids at `/completions`.
 
     `base_urls` are equal servers (`http://host:8000/v1`); each request goes to the least
-    loaded. The key is read from the environment variable `api_key_env` and sent only where it
-    is set. `timeout_s` is the longest silence between two bytes. `served_name` is the model's
+    loaded (`ServerPool`), and with all of them down for `outage_s` the run ends. The key is read
+    from the environment variable `api_key_env` and sent only where it is set. `timeout_s` is the
+    longest wait for a first token, `silence_s` for each after it. `served_name` is the model's
     name on the server where it differs. `prompt_opens` says that an answer without a reasoning
     field starts inside the thinking. `extra_body` is merged into every request body, where
     null takes a key away; `max_tokens_field` may be `max_completion_tokens`;
-    `return_token_ids` asks a vLLM server for ids. `capabilities` corrects what is promised,
-    such as `{seed: false}`: what a server does not honour is not sent.
+    `return_token_ids` asks a vLLM server for ids, so that cut-off answers can be continued.
+    `capabilities` corrects what is promised, such as `{seed: false}` (what a server does not
+    honour is not sent) or `{prefill: true}` (it goes on from text).
 
     The weights behind a URL cannot be seen, so `identity` is the model's name with the
     revision and quantisation that the recipe declares.
@@ -68,6 +59,8 @@ class OpenAITeacher:
         quantization: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
         timeout_s: float = 1800,
+        silence_s: float = 120,
+        outage_s: float = 1800,
         served_name: str | None = None,
         tags: Tags | None = None,
         prompt_opens: bool = False,
@@ -87,19 +80,25 @@ class OpenAITeacher:
         self.model = model
         self.served_models: tuple[str, ...] = ()
         self._name = served_name or model
-        self._servers = [Server(_base(url)) for url in urls]
+        self._urls = [_base(url) for url in urls]
         self._key_env = api_key_env
-        self._timeout_s = timeout_s
+        self._timeout_s, self._silence_s, self._outage_s = timeout_s, silence_s, outage_s
         self._tags = as_tags(tags)
         self._prompt_opens = prompt_opens
         self._extra = dict(extra_body or {})
         self._max_tokens_field = max_tokens_field
         self._return_ids = return_token_ids
         self._refusals = Refusals(model, api_key_env)
-        self._client: httpx.AsyncClient | None = None
+        self._wire: Wire | None = None
+        self._pool = self._new_pool(None)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
-        promised = {"token_ids": return_token_ids, **(capabilities or {})}
+        self._told_ids = False
+        promised = {
+            "token_ids": return_token_ids,
+            "prefix": return_token_ids,
+            **(capabilities or {}),
+        }
         try:
             self.capabilities = Capabilities(**promised)
         except TypeError:
@@ -127,84 +126,125 @@ class OpenAITeacher:
             "quantization": spec.get("quantization"),
             "api_key_env": spec.get("api_key_env") or "OPENAI_API_KEY",
         }
-        if spec.get("timeout_s"):
-            arguments["timeout_s"] = spec["timeout_s"]
+        for name in ("timeout_s", "silence_s"):
+            if spec.get(name):
+                arguments[name] = spec[name]
         return options.build(cls, arguments, wanted)
 
     async def open(self) -> None:
         """See that a server answers and knows the key. Raises a fatal TeacherError if none."""
-        self._client = httpx.AsyncClient(
-            headers=self._headers(),
-            timeout=httpx.Timeout(self._timeout_s, connect=CONNECT_S, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            follow_redirects=True,
-        )
+        await self.close()
         self._loop = asyncio.get_running_loop()
-        found = await asyncio.gather(*(self._greet(server) for server in self._servers))
+        wire = Wire(self._headers(), self._timeout_s, self._silence_s, self._refusals)
+        self._wire, self._pool = wire, self._new_pool(wire)
+        servers = self._pool.servers
+        found = await asyncio.gather(*(self._greet(wire, server.url) for server in servers))
         errors = [answer for answer in found if isinstance(answer, TeacherError)]
-        if len(errors) == len(self._servers):
+        if len(errors) == len(servers):
+            await self.close()
             raise errors[0]
-        for error in errors:
-            log.warning("%s; the other servers are used", error.message)
         lists = [answer for answer in found if not isinstance(answer, TeacherError)]
         self.served_models = tuple(dict.fromkeys(name for names in lists for name in names))
-        if self.served_models and self._name not in self.served_models:
+        self._refusals.served = self.served_models
+        known = self._name in self.served_models
+        if self.served_models and not known:
             shown = ", ".join(self.served_models[:8])
             log.warning("the server does not list '%s'; it has: %s", self._name, shown)
+        for server, answer in zip(servers, found, strict=True):
+            if isinstance(answer, TeacherError):
+                # A key that is refused stays refused; nobody there may come.
+                for_good = not isinstance(answer, Unreachable)
+                self._pool.eject(server, answer.message, for_good=for_good)
+            elif known and answer and self._name not in answer:
+                self._pool.eject(server, f"it does not list '{self._name}'", for_good=True)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        wire, self._wire = self._wire, None
+        if wire is not None and self._loop is asyncio.get_running_loop():
+            await self._pool.close()
+            await wire.close()
+
+    def stats(self) -> dict[str, Any]:
+        """`{"servers": [...], "waiting": n}`: how each server does, for the live view.
+
+        Of each server `url`, `up`, `limit` (requests at once, None while it has not complained),
+        `in_flight`, `tokens` (outstanding, as expected), `done`, `failed`, `ejected` (how often).
+        """
+        return self._pool.stats()
 
     async def complete(self, request: Request, on_tokens: OnTokens | None = None) -> Completion:
         """One answer. Raises TeacherError: `retry` for what may pass, `fatal` for what will not."""
-        client = await self._ready()
-        path, body = self._body(request)
-        server = self._pick()
-        server.under_way += 1
-        try:
-            answer = Answer()
-            refused = await self._post(client, server, path, body, answer, on_tokens)
-            flags: tuple[str, ...] = ()
-            if refused:
-                room = room_left(refused, body[self._max_tokens_field])
-                if room is None:
-                    raise TeacherError(f"{request.key}: {refused}")
-                # Servers refuse a limit that the context cannot hold after the prompt.
-                body[self._max_tokens_field] = room
-                refused = await self._post(client, server, path, body, answer, on_tokens)
-                if refused:
-                    raise TeacherError(f"{request.key}: {refused}")
-                flags = ("context",)
-        finally:
-            server.under_way -= 1
-        done = answer.completion(self._tags, prompt_opens=self._prompt_opens)
+        wire = await self._ready()
+        body = self._body(request)
+        answer, start, flags = Answer(), None, ()
+        async with self._pool.lease(request.params.max_tokens) as lease:
+            if request.prefix_ids or request.prefix_text:
+                resumer = Resumer(wire, self._name, self._tags)
+                start = await resumer.start(request, lease.server.url, body)
+                body.update(start.fields)
+                if "prompt" in body:
+                    body.pop("messages", None)
+            flags = await self._post(wire, lease, request.key, body, answer, on_tokens)
+            if start is None:
+                done = answer.completion(self._tags, prompt_opens=self._prompt_opens)
+            else:
+                done = start.completion(answer, self._tags)
         if on_tokens is not None and done.usage.completion_tokens > answer.counted:
             on_tokens(done.usage.completion_tokens - answer.counted)
         self._refusals.succeeded()
-        return dataclasses.replace(done, flags=(*done.flags, *flags))
+        self._see_ids(done)
+        return dataclasses.replace(done, flags=(*done.flags, *flags)) if flags else done
 
-    async def _ready(self) -> httpx.AsyncClient:
+    async def _post(
+        self,
+        wire: Wire,
+        lease: Lease,
+        key: str,
+        body: dict[str, Any],
+        answer: Answer,
+        on_tokens: OnTokens | None,
+    ) -> tuple[str, ...]:
+        """Fill `answer`; the flag `context` if the limit had to be lowered to what fits."""
+        path = "/completions" if "prompt" in body else "/chat/completions"
+        refused = await wire.post(lease, path, body, answer, on_tokens)
+        if not refused:
+            return ()
+        room = room_left(refused, body.get(self._max_tokens_field) or 0)
+        if room is None:
+            raise TeacherError(f"{key}: {refused}")
+        # Servers refuse a limit that the context cannot hold after the prompt.
+        body[self._max_tokens_field] = room
+        refused = await wire.post(lease, path, body, answer, on_tokens)
+        if refused:
+            raise TeacherError(f"{key}: {refused}")
+        return (CONTEXT,)
+
+    async def _ready(self) -> Wire:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._opening, self._loop = asyncio.Lock(), loop
-            self._client = None
-        async with self._opening:
-            if self._client is None:
-                await self.open()
-        assert self._client is not None
-        return self._client
+            self._wire = None
+        if self._wire is None:
+            async with self._opening:
+                if self._wire is None:
+                    await self.open()
+        assert self._wire is not None
+        return self._wire
 
-    async def _greet(self, server: Server) -> list[str] | TeacherError:
+    def _new_pool(self, wire: Wire | None) -> ServerPool:
+        async def well(url: str) -> bool:
+            return wire is not None and await wire.well(url)
+
+        # Half of the patience is the time to slow down, before the time-outs come.
+        return ServerPool(self._urls, well, outage_s=self._outage_s, slow_s=self._timeout_s / 2)
+
+    async def _greet(self, wire: Wire, url: str) -> list[str] | TeacherError:
         """The models that a server lists; its TeacherError where it is of no use."""
-        assert self._client is not None
         try:
-            response = await self._client.get(f"{server.url}/models", timeout=CONNECT_S)
-        except httpx.TransportError as error:
-            server.rests_until = time.monotonic() + REST_S
-            return unreachable(server.url, error)
+            response = await wire.call(f"{url}/models")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return unreachable(url, error)
         if response.status_code in (401, 403):
             return self._refusals.key(response.status_code, response.text)
         try:
@@ -212,46 +252,19 @@ class OpenAITeacher:
             return [str(row["id"]) for row in rows]
         except (ValueError, AttributeError, KeyError, TypeError):
             # Not every server has the list; what matters is that it answers requests.
-            log.info("%s/models: HTTP %d and no list", server.url, response.status_code)
+            log.info("%s/models: HTTP %d and no list", url, response.status_code)
             return []
 
-    async def _post(
-        self,
-        client: httpx.AsyncClient,
-        server: Server,
-        path: str,
-        body: Mapping[str, Any],
-        answer: Answer,
-        on_tokens: OnTokens | None,
-    ) -> str:
-        """Fill `answer`. Returns the server's words where the context is too small, else ""."""
-        try:
-            async with client.stream("POST", server.url + path, json=body) as response:
-                if response.status_code >= 300:
-                    await response.aread()
-                    return await self._refusals.judge(response, client, server.url)
-                kind = response.headers.get("content-type", "")
-                if "event-stream" in kind:
-                    async for payload in events(response.aiter_bytes()):
-                        answer.feed(payload, on_tokens)
-                else:
-                    answer.take(parse(await response.aread()))
-                    answer.done = True
-        except httpx.TimeoutException as error:
-            server.rests_until = time.monotonic() + REST_S
-            raise TeacherError(
-                f"{server.url}: {type(error).__name__}, silent for {self._timeout_s:g} s",
-                "raise sampling.timeout_s if the server queues requests for longer",
-                retry=True,
-            ) from None
-        except httpx.TransportError as error:
-            server.rests_until = time.monotonic() + REST_S
-            raise TeacherError(
-                f"{server.url}: {error or type(error).__name__}", retry=True
-            ) from None
-        return ""
+    def _see_ids(self, done: Completion) -> None:
+        if self._return_ids and done.token_ids is None and not self._told_ids:
+            self._told_ids = True
+            log.warning(
+                "%s returns no token ids, so what is cut off cannot be continued exactly: "
+                "return_token_ids is for vLLM servers",
+                self.model,
+            )
 
-    def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
+    def _body(self, request: Request) -> dict[str, Any]:
         params, prompt = request.params, request.prompt
         body: dict[str, Any] = {
             "model": self._name,
@@ -269,25 +282,13 @@ class OpenAITeacher:
             body["seed"] = request.seed
         if self._return_ids:
             body["return_token_ids"] = True
-        ids = not isinstance(prompt, str) and all(isinstance(t, int) for t in prompt)
-        if request.prefix_ids and not ids:
-            raise TeacherError(
-                f"{request.key}: a server can go on from tokens only if the prompt is token ids"
-            )
         if isinstance(prompt, str):
             body["prompt"] = prompt
-        elif ids:
-            body["prompt"] = [*prompt, *(request.prefix_ids or ())]
+        elif all(isinstance(token, int) for token in prompt):
+            body["prompt"] = list(prompt)
         else:
             body["messages"] = [dict(m) for m in prompt]  # type: ignore[arg-type]
-        body = {k: v for k, v in {**body, **self._extra}.items() if v is not None}
-        return ("/completions" if "prompt" in body else "/chat/completions"), body
-
-    def _pick(self) -> Server:
-        now = time.monotonic()
-        # The order among equals turns, so that idle servers share.
-        self._servers.append(self._servers.pop(0))
-        return min(self._servers, key=lambda s: (s.rests_until > now, s.under_way))
+        return {k: v for k, v in {**body, **self._extra}.items() if v is not None}
 
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(self._key_env, "").strip()

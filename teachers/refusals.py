@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import httpx
 
 from distill.errors import TeacherError
+from distill.teachers.servers import Broken, Busy, Overloaded, Unreachable
 from distill.teachers.stream import error_text
 
-AGAIN = (408, 409, 425, 429)
-"""Refusals that pass, besides all 5xx."""
+AGAIN = (408, 409, 425)
+"""Refusals that pass, besides 429 and all 5xx."""
+
+OVERLOADED = (503, 504, 529)
 
 BAD_IN_A_ROW = 8
 """So many bad requests before any answer mean that none will be good."""
@@ -31,10 +34,11 @@ _QUOTA = re.compile(r"insufficient[_ ](quota|balance)|exceeded your current quot
 
 @dataclass(slots=True)
 class Refusals:
-    """Judges the refusals that one engine meets."""
+    """Judges the refusals that one engine meets. `served` are the models that servers list."""
 
     model: str
     key_env: str
+    served: tuple[str, ...] = ()
     bad: int = 0
     answered: bool = False
 
@@ -42,18 +46,30 @@ class Refusals:
         """A request was answered: from now on a bad request is that request's own fault."""
         self.answered = True
 
-    async def judge(self, response: httpx.Response, client: httpx.AsyncClient, url: str) -> str:
-        """The server's words where the context is too small; raises TeacherError otherwise."""
+    def judge(self, response: httpx.Response) -> str:
+        """The server's words where the context is too small; raises TeacherError otherwise.
+
+        What says something about all requests before the first answer (a refused key, an
+        unknown model) is one request's own matter, or a proxy's moment, after it.
+        """
         status, said = response.status_code, self._words(response)
         where = f"{response.request.url}: HTTP {status}: {said}"
-        if status in (401, 403):
+        if status == 401 or (status == 403 and not self.answered):
             raise self.key(status, response.text)
         if status == 402 or (status == 429 and _QUOTA.search(said)):
             raise TeacherError(where, "the account has no credit left", fatal=True)
+        wish = retry_after(response.headers)
         if status == 404:
-            raise TeacherError(where, await self._models(client, url), fatal=True)
-        if status in AGAIN or status >= 500:
-            wish = retry_after(response.headers)
+            if self.answered:
+                raise Broken(where, retry=True)
+            raise TeacherError(where, self._models(str(response.request.url)), fatal=True)
+        if status == 429:
+            raise Busy(where, retry=True, retry_after=wish)
+        if status in OVERLOADED:
+            raise Overloaded(where, retry=True, retry_after=wish)
+        if status >= 500:
+            raise Broken(where, retry=True, retry_after=wish)
+        if status in AGAIN:
             raise TeacherError(where, retry=True, retry_after=wish)
         if status in (400, 413, 422) and _CONTEXT.search(said):
             return said
@@ -82,13 +98,10 @@ class Refusals:
             fatal=True,
         )
 
-    async def _models(self, client: httpx.AsyncClient, url: str) -> str:
-        try:
-            rows = (await client.get(f"{url}/models", timeout=20)).json()["data"]
-            names = ", ".join(str(row["id"]) for row in rows[:20])
-        except (httpx.TransportError, ValueError, KeyError, TypeError):
-            return f"is {url} the server's base URL? it usually ends in /v1"
-        return f"asked for '{self.model}'; the server has: {names}"
+    def _models(self, url: str) -> str:
+        if self.served:
+            return f"asked for '{self.model}'; the server has: {', '.join(self.served[:20])}"
+        return f"is {url} the right address? a server's base URL usually ends in /v1"
 
     def _words(self, response: httpx.Response) -> str:
         try:
@@ -132,7 +145,7 @@ def retry_after(headers: httpx.Headers) -> float | None:
 
 def unreachable(url: str, error: Exception) -> TeacherError:
     """The error of a server that cannot be spoken to at all."""
-    return TeacherError(
+    return Unreachable(
         f"no server at {url}: {error or type(error).__name__}",
         "check teacher.base_urls and that the server is up: "
         "vllm serve MODEL --reasoning-parser deepseek_r1",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import RecipeError, TeacherError
+from distill.errors import RecipeError
 from distill.protocols import Completion, Teacher
 from distill.teachers.openai import OpenAITeacher
 from distill.teachers.stream import whole
@@ -57,7 +58,7 @@ def test_thinking_comes_back_the_same_from_every_kind_of_server(reply: Reply) ->
     found = answered(lambda _: reply)
     assert (found.text, found.reasoning, found.finish_reason) == (R1, "sum", "stop")
     assert found.served_model == "served"
-    assert found.flags == ("fingerprint:fp1",)
+    assert (found.fingerprint, found.flags) == ("fp1", ())
     assert found.usage.prompt_tokens == 5
     assert found.usage.completion_tokens > 0
 
@@ -137,21 +138,18 @@ def test_text_and_token_prompts_go_to_completions() -> None:
     def answer(asked: Asked) -> Reply:
         assert asked.path == "/v1/completions"
         choice = {"index": 0, "text": " 3", "finish_reason": "stop", "token_ids": [4]}
-        return sse([{"choices": [{**choice, "prompt_token_ids": [1, 2, 3]}], "usage": usage(3, 1)}])
+        return sse([{"choices": [{**choice, "prompt_token_ids": [1, 2]}], "usage": usage(3, 1)}])
 
     with FakeServer(answer) as server:
         engine = teacher(server, return_token_ids=True)
         assert engine.capabilities.token_ids
-        text, ids, bad = complete(
-            engine, ask("1+2="), ask([1, 2], prefix_ids=[3]), ask(CHAT, prefix_ids=[3])
-        )
+        assert engine.capabilities.prefix
+        text, ids = complete(engine, ask("1+2="), ask([1, 2]))
         assert isinstance(text, Completion)
         assert isinstance(ids, Completion)
-        assert (text.text, text.token_ids, text.prompt_ids) == ("3", (4,), (1, 2, 3))
+        assert (text.text, text.token_ids, text.prompt_ids) == ("3", (4,), (1, 2))
         prompts = [a.body["prompt"] for a in server.asked if a.body]
-    assert sorted(prompts, key=str) == ["1+2=", [1, 2, 3]]
-    assert isinstance(bad, TeacherError)
-    assert "token ids" in bad.message
+    assert sorted(prompts, key=str) == ["1+2=", [1, 2]]
 
 
 def test_tokens_are_reported_while_they_come_and_add_up() -> None:
@@ -160,7 +158,7 @@ def test_tokens_are_reported_while_they_come_and_add_up() -> None:
     with FakeServer(lambda _: sse(payloads)) as server:
         complete(teacher(server), ask(), on_tokens=told.append)
     assert sum(told) == 7
-    assert len(told) == 3
+    assert len(told) >= 2
 
 
 def test_odd_line_ends_inside_a_text_do_not_cut_it() -> None:
@@ -178,12 +176,29 @@ def test_an_unknown_finish_reason_is_kept() -> None:
 def test_silence_times_out_but_a_slow_stream_does_not() -> None:
     pieces = [chunk({"content": "ab"}), chunk({"content": "c"}, "stop")]
     begin = time.monotonic()
-    slow = answered(lambda _: sse(pieces, pause=0.2), timeout_s=0.35)
+    slow = answered(lambda _: sse(pieces, pause=0.2), timeout_s=0.35, silence_s=0.35)
     assert slow.text == "abc"
     assert time.monotonic() - begin >= 0.4
-    found = refused(lambda _: sse([pieces[0], 0.8, pieces[1]]), timeout_s=0.3)
+    found = refused(lambda _: sse([pieces[0], 0.8, pieces[1]]), silence_s=0.3)
     assert found.retry
     assert "silent for 0.3 s" in found.message
+    assert "sampling.silence_s" in found.hint
+    late = refused(lambda _: sse([0.8, *pieces]), timeout_s=0.3, silence_s=9)
+    assert late.retry
+    assert "no token for 0.3 s" in late.message
+    assert "sampling.timeout_s" in late.hint
+
+
+def test_keep_alives_buy_a_first_token_time_but_not_for_ever() -> None:
+    alive: list[Any] = [b": processing\n\n", 0.1]
+    patient = answered(lambda _: sse([*alive * 6, chunk({"content": "3"}, "stop")]), timeout_s=0.3)
+    assert patient.text == "3"
+    found = refused(lambda _: sse(alive * 60), timeout_s=0.2)
+    assert found.retry
+    assert "no token" in found.message
+    # After the first token a proxy's word for it counts no more.
+    begun = refused(lambda _: sse([chunk({"content": "3"}), *alive * 60]), silence_s=0.3)
+    assert "silent for" in begun.message
 
 
 def test_several_servers_share_and_a_dead_one_is_left_out(
@@ -201,20 +216,10 @@ def test_several_servers_share_and_a_dead_one_is_left_out(
 
 
 def test_more_than_a_hundred_requests_at_once() -> None:
-    together, most = 0, 0
-
-    def answer(_: Asked) -> Reply:
-        nonlocal together, most
-        together += 1
-        most = max(most, together)
-        time.sleep(0.5)
-        together -= 1
-        return stream("3")
-
-    with FakeServer(answer) as server:
+    with FakeServer(lambda _: sse([0.5, chunk({"content": "3"}, "stop")])) as server:
         found = complete(teacher(server, timeout_s=30), *[ask() for _ in range(150)])
+        assert server.most > 100
     assert all(isinstance(f, Completion) for f in found)
-    assert most > 100
 
 
 def test_one_engine_may_be_used_from_one_loop_after_another() -> None:
@@ -235,7 +240,7 @@ def test_from_spec_and_identity() -> None:
     }
     engine = OpenAITeacher.from_spec(spec)
     assert engine.identity == "openai:deepseek-ai/DeepSeek-R1@2025-01+fp8"
-    assert engine._servers[0].url == "http://localhost:8000/v1"
+    assert engine._urls[0] == "http://localhost:8000/v1"
     elsewhere = OpenAITeacher.from_spec({**spec, "base_urls": ["http://other/v1"]})
     assert elsewhere.identity == engine.identity
     options = {"extra_body": {"reasoning_effort": "high"}}
@@ -243,7 +248,7 @@ def test_from_spec_and_identity() -> None:
     official = OpenAITeacher.from_spec({"model": "deepseek-reasoner"})
     assert not official.capabilities.seed
     assert not official.capabilities.sampling
-    assert official._servers[0].url == "https://api.deepseek.com"
+    assert official._urls[0] == "https://api.deepseek.com"
     with pytest.raises(RecipeError, match="no server was given"):
         OpenAITeacher.from_spec({"model": "DeepSeek-R1"})
     with pytest.raises(RecipeError, match="is no URL"):
