@@ -67,7 +67,10 @@ def model_refs(
         asked="the student's template",
         engine=asked.engine,
         options=asked.options,
-        spec={"trust_remote_code": recipe.student.trust_remote_code},
+        spec={
+            "trust_remote_code": recipe.student.trust_remote_code,
+            "replicas": asked.replicas,
+        },
     )
     models = [base]
     if payload.get("student"):

@@ -140,6 +140,18 @@ class ImportSpec(Section):
         return self
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
+def _replicated(value: Any) -> Any:
+    """A section in which `replicas` without an engine means vllm."""
+    if not isinstance(value, dict) or not value.get("replicas"):
+        return value
+    if value.get("engine") not in (None, "", "vllm"):
+        raise ValueError(f"replicas are local vllm servers, and the engine is '{value['engine']}'")
+    return {**value, "engine": "vllm"}
+
+
 class TeacherSpec(Section):
     """Who is sampled. `engine` is transformers, vllm, openai, replay or `file.py:Class`."""
 
@@ -159,6 +171,14 @@ class TeacherSpec(Section):
     price_out: Annotated[float, RUNTIME] = Field(default=0.0, ge=0)
     """Money per million completion tokens."""
     trust_remote_code: bool = False
+    replicas: Annotated[Count | Literal["auto"] | None, RUNTIME] = None
+    """With engine vllm: so many local servers, `auto` as many as the visible GPUs bear. None: one
+    engine in the sampling process itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replicas_are_vllm(cls, value: Any) -> Any:
+        return _replicated(value)
 
 
 class Sampling(Section):
@@ -349,6 +369,13 @@ class Evaluation(Section):
     """Evaluate the teacher too."""
     engine: Annotated[str, RUNTIME] = "transformers"
     options: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
+    replicas: Annotated[Count | Literal["auto"] | None, RUNTIME] = None
+    """With engine vllm: so many local servers for each model, as for the teacher."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replicas_are_vllm(cls, value: Any) -> Any:
+        return _replicated(value)
 
 
 FilterList = Annotated[list[PartSpec], Field(default_factory=lambda: _parts(DEFAULT_FILTERS))]

@@ -12,7 +12,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import MissingExtra, ModelError, RecipeError, TeacherError
 from distill.protocols import Capabilities, Completion, OnTokens, Request
@@ -27,6 +27,9 @@ from distill.teachers.chat import (
     template_hash,
 )
 
+if TYPE_CHECKING:
+    from distill.teachers.served import ServedVLLM
+
 CHANGES_TEXT = ("dtype", "kv_cache_dtype", "hf_overrides", "max_lora_rank", "speculative_config")
 """Engine arguments that belong to the identity where they are given."""
 
@@ -37,8 +40,8 @@ class VLLMTeacher:
     `engine` are arguments of vLLM's AsyncEngineArgs: tensor_parallel_size, max_model_len,
     gpu_memory_utilization, dtype, enforce_eager and so on. `chat_template` (Jinja text or a
     .jinja file) replaces the model's own, `template_kwargs` are handed to it, `prompt_opens`
-    says whether prompts end inside the thinking (None looks). Weights are read from
-    safetensors unless `load_format` says otherwise.
+    says whether prompts end inside the thinking (None looks). `ignore_eos` samples every answer
+    to its limit. Weights are read from safetensors unless `load_format` says otherwise.
 
     Seeds are honoured, but a text also depends on what else was in its batch, unless vLLM runs
     with VLLM_BATCH_INVARIANT=1. Raises MissingExtra where vllm is not installed.
@@ -55,6 +58,7 @@ class VLLMTeacher:
         template_kwargs: Mapping[str, Any] | None = None,
         tags: Tags | None = None,
         prompt_opens: bool | None = None,
+        ignore_eos: bool = False,
         **engine: Any,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -82,17 +86,21 @@ class VLLMTeacher:
         self._numbers = itertools.count()
         invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"
         self.capabilities = Capabilities(token_ids=True, prefix=True, deterministic=invariant)
-        shown = self._template or self._where.template()
-        changed = "".join(f"+{key}:{engine[key]}" for key in CHANGES_TEXT if key in engine)
-        self.identity = (
-            f"vllm:{self._where.name}@{self._where.fingerprint}"
-            + (f"+{quantization}" if quantization else "")
-            + f"{changed}+template:{template_hash(shown, self._template_kwargs)}"
+        self._ignore_eos = ignore_eos
+        self.identity = identity_of(
+            self._where, quantization, self._template, self._template_kwargs, engine, ignore_eos
         )
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
-        """The engine of a recipe's teacher section; the catalog fills in what it knows."""
+    def from_spec(cls, spec: Mapping[str, Any]) -> VLLMTeacher | ServedVLLM:
+        """The engine of a recipe's teacher section; the catalog fills in what it knows.
+
+        With `replicas` it is the same teacher as local servers.
+        """
+        if spec.get("replicas"):
+            from distill.teachers.served import ServedVLLM
+
+            return ServedVLLM.from_spec(spec)
         entry = catalog.find(spec.get("model", ""))
         wanted = dict(spec.get("options") or {})
         wanted.setdefault("tags", entry.tags)
@@ -109,8 +117,13 @@ class VLLMTeacher:
         # vLLM reports its use to its makers unless told not to.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if current_platform.is_cpu():
+            # Where a prompt is split, vLLM turns the request's random generator back, which
+            # those of the CPU cannot do ("CPU Generator does not use offset"): it would die.
+            self._arguments.setdefault("enable_chunked_prefill", False)
         _refuse_unknown(self._arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)])
         try:
             tokenizer = load_tokenizer(
@@ -161,7 +174,8 @@ class VLLMTeacher:
         new_ids: list[int] = []
         finish_reason = "abort"
         try:
-            async for output in engine.generate(prompt, _params(turn), name):
+            params = _params(turn, ignore_eos=self._ignore_eos)
+            async for output in engine.generate(prompt, params, name):
                 (piece,) = output.outputs
                 new_ids += piece.token_ids
                 finish_reason = piece.finish_reason or finish_reason
@@ -184,7 +198,27 @@ class VLLMTeacher:
         return self._engine
 
 
-def _params(turn: Turn) -> Any:
+def identity_of(
+    where: hub.Location,
+    quantization: str | None,
+    template: str | None,
+    template_kwargs: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    ignore_eos: bool,
+) -> str:
+    """What changes the text: weights, template, quantisation and the arguments that matter."""
+    shown = template or where.template()
+    changed = "".join(f"+{key}:{engine[key]}" for key in CHANGES_TEXT if key in engine)
+    return (
+        f"vllm:{where.name}@{where.fingerprint}"
+        + (f"+{quantization}" if quantization else "")
+        + changed
+        + ("+ignore_eos" if ignore_eos else "")
+        + f"+template:{template_hash(shown, template_kwargs)}"
+    )
+
+
+def _params(turn: Turn, *, ignore_eos: bool) -> Any:
     """The request's parameters as vLLM's. Each request has a random generator of its own."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -196,6 +230,7 @@ def _params(turn: Turn) -> Any:
         top_k=wanted.top_k or 0,
         max_tokens=turn.limit,
         seed=turn.request.seed,
+        ignore_eos=ignore_eos,
         stop=list(turn.stop) or None,
         # The text is made from the ids here; vLLM needs it to find stop strings only.
         detokenize=bool(turn.stop),
