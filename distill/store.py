@@ -232,28 +232,31 @@ class TracePool:
         self._segments += map(
             Segment, sorted((p for p in paths if p.name not in known), key=_order)
         )
-        parts: list[tuple[int, Entries]] = []
-        found = 0
+        entries, stretches, found = Entries(), list[tuple[int, int]](), 0
         try:
             for number, segment in enumerate(self._segments):
-                if number != self._own:
-                    parts.append((number, self._read(segment, segment.path.name not in known)))
+                before = len(entries)
+                try:
+                    if number != self._own:
+                        self._read(segment, entries, new=segment.path.name not in known)
+                finally:
+                    stretches.append((number, len(entries) - before))
         finally:
             # What was read of a segment is not read again, so an error may not lose it.
-            found = self._table.extend(parts)
-            self.duplicates += sum(len(entries) for _, entries in parts) - found
+            seen = len(entries)
+            found = self._table.extend(entries, stretches)
+            self.duplicates += seen - found
         return found
 
-    def _read(self, segment: Segment, new: bool) -> Entries:
-        if not new:
-            if segment.shrank():
-                raise self._gone(segment)
-            return segment.scan()
-        entries = segment.read_index()
-        entries.extend(segment.scan())
-        if self._writable and segment.indexed < segment.end and segment.end >= LEAST_BYTES:
-            segment.write_index(entries)
-        return entries
+    def _read(self, segment: Segment, into: Entries, *, new: bool) -> None:
+        before = len(into)
+        if new:
+            segment.read_index(into)
+        elif segment.shrank():
+            raise self._gone(segment)
+        segment.scan(into)
+        if new and self._writable and segment.indexed < segment.end >= LEAST_BYTES:
+            segment.write_index(into.part(before))
 
     def _note(self, where: Digest, length: int, cut: bool) -> None:
         """Enter a line that was just written, its end of line included in `length`."""

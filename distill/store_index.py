@@ -10,9 +10,9 @@
     checksum                            u32: CRC-32 of all other bytes of the block
     low, high, offsets, sizes           count x u64 each, as in `Entries`
 
-all little-endian. An index holds nothing that its segment does not: whatever is doubtful about
-it, the segment is read instead. What was written to a segment after its index is read from where
-the index ends.
+in the byte order of the machine: another one sees an unknown version. An index holds nothing
+that its segment does not: whatever is doubtful about it, the segment is read instead. What was
+written to a segment after its index is read from where the index ends.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import contextlib
 import logging
 import os
 import struct
-import sys
 import zlib
-from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from distill.store_lines import cut, key_of, salvage, whole
 from distill.store_table import Digest, Entries, digest
@@ -39,7 +39,7 @@ LEAST_BYTES = 64 << 10
 """Segments smaller than this get no index: reading them takes as long as opening one more file."""
 
 MAGIC, VERSION = b"dtindex\0", 1
-_HEAD = struct.Struct("<8sI6QII")
+_HEAD = struct.Struct("=8sI6QII")
 _PROBE = 256
 
 
@@ -68,28 +68,23 @@ class Segment:
     def index(self) -> Path:
         return self.path.with_suffix(".idx")
 
-    def read_index(self) -> Entries:
-        """What the index knows; nothing where there is none, or a doubt about it."""
-        entries = Entries()
+    def read_index(self, into: Entries) -> None:
+        """Add what the index knows; nothing where there is none, or a doubt about it."""
+        before = len(into)
         try:
-            raw = self.index.read_bytes()
-        except OSError:
-            return entries
-        try:
-            with self.path.open("rb") as file:
-                self.end, self.bad = _parse(raw, file.fileno(), entries)
-        except Doubt as doubt:
+            with self.index.open("rb") as index, self.path.open("rb") as file:
+                self.end, self.bad = _parse(index, file.fileno(), into)
+        except FileNotFoundError:
+            return
+        except (Doubt, OSError) as doubt:
             log.warning("%s is not used: %s", self.index, doubt)
-            self.end = self.bad = 0
-            return Entries()
+            into.truncate(before)
         self.indexed = self._seen = self.end
-        return entries
 
-    def scan(self) -> Entries:
-        """What was written since the last look, read line by line."""
-        entries = Entries()
+    def scan(self, into: Entries) -> None:
+        """Add what was written since the last look, read line by line."""
         if self.path.stat().st_size == self._seen:
-            return entries
+            return
         offset = self.end
         with self.path.open("rb") as file:
             file.seek(offset)
@@ -101,7 +96,7 @@ class Segment:
                 found = [(offset, where, line)] if where else list(_salvaged(line, offset))
                 for start, key, record in found:
                     if start not in known:
-                        entries.add(key, start, len(record), cut(record))
+                        into.add(key, start, len(record), cut(record))
                     if not over:
                         self._loose.add(start)
                 if not over:
@@ -112,7 +107,6 @@ class Segment:
                 self.bad += where is None
                 offset += len(raw)
                 self.end = self._seen = offset
-        return entries
 
     def shrank(self) -> bool:
         """Whether the file has lost what was read from it."""
@@ -121,8 +115,7 @@ class Segment:
 
     def write_index(self, entries: Entries) -> None:
         """Replace the index by one block of the `entries` before `end`. Failures are logged."""
-        while entries.offsets and entries.offsets[-1] >= self.end:
-            entries = Entries(*(column[:-1] for column in entries.columns))
+        entries.truncate(bisect_left(entries.offsets, self.end))
         temporary = self.index.with_name(f".{self.index.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(_block(entries, 0, self.end, self.bad, self.path))
@@ -215,66 +208,55 @@ def _block(entries: Entries, begin: int, end: int, bad: int, path: Path) -> byte
         now = os.fstat(file.fileno())
         probe = _probe(file.fileno(), begin, end)
     head = [MAGIC, VERSION, len(entries), bad, begin, end, now.st_size, now.st_mtime_ns, probe]
-    body = b"".join(_swapped(column).tobytes() for column in entries.columns)
+    body = b"".join(column.tobytes() for column in entries.columns)
     checksum = zlib.crc32(body, zlib.crc32(_HEAD.pack(*head, 0)))
     return _HEAD.pack(*head, checksum) + body
 
 
-def _parse(raw: bytes, file: int, entries: Entries) -> tuple[int, int]:
-    """Fill `entries` from an index; where it ends and how many lines before that are bad.
+def _parse(index: BinaryIO, file: int, into: Entries) -> tuple[int, int]:
+    """Add the entries of an index to `into`; where it ends, and the bad lines before that.
 
     A last block that is not all there was under way when its writer was killed: what it would
     cover is read from the segment. Raises Doubt on anything else that is not as it should be.
     """
-    now = os.fstat(file)
-    at = end = bad = size = modified = 0
-    while len(raw) - at >= _HEAD.size:
-        magic, version, count, more, begin, stop, size_, modified_, probe, checksum = (
-            _HEAD.unpack_from(raw, at)
-        )
+    now, left = os.fstat(file), os.fstat(index.fileno()).st_size
+    end = bad = size = modified = 0
+    while left >= _HEAD.size:
+        head = index.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            raise Doubt("it became shorter while it was read")
+        magic, version, count, more, begin, stop, was, changed, probe, checksum = _HEAD.unpack(head)
         if magic != MAGIC or version != VERSION:
             raise Doubt(f"it is no index of version {VERSION}")
-        body = memoryview(raw)[at + _HEAD.size : at + _HEAD.size + 32 * count]
-        if len(body) < 32 * count:
+        left -= _HEAD.size + 32 * count
+        if left < 0:
             break
-        head = raw[at : at + _HEAD.size - 4] + bytes(4)
-        if zlib.crc32(body, zlib.crc32(head)) != checksum:
-            raise Doubt("its checksum is wrong")
-        if begin != end or not begin <= stop <= now.st_size or size_ > now.st_size:
+        if begin != end or not begin <= stop <= was <= now.st_size:
             raise Doubt("its segment is shorter, or another")
+        if _take(index, into, count, zlib.crc32(head[:-4] + bytes(4)), begin, stop) != checksum:
+            raise Doubt("its checksum is wrong")
         if probe != _probe(file, begin, stop):
             raise Doubt("its segment is another")
-        _take(entries, body, count, begin, stop)
-        at += _HEAD.size + 32 * count
-        end, bad, size, modified = stop, bad + more, size_, modified_
+        end, bad, size, modified = stop, bad + more, was, changed
     if end and now.st_size == size and now.st_mtime_ns != modified:
         raise Doubt("its segment was written to since")
     return end, bad
 
 
-def _take(entries: Entries, body: memoryview, count: int, begin: int, end: int) -> None:
+def _take(index: BinaryIO, into: Entries, count: int, checksum: int, begin: int, end: int) -> int:
+    """Add the columns of a block; the checksum over them. Raises Doubt if one is out of range."""
+    before = len(into)
+    for column in into.columns:
+        try:
+            column.fromfile(index, count)
+        except EOFError:
+            raise Doubt("it became shorter while it was read") from None
+        with memoryview(column) as view, view[before:] as part:
+            checksum = zlib.crc32(part, checksum)
     import numpy as np
 
-    more = Entries(*(_column(body[8 * count * i : 8 * count * (i + 1)]) for i in range(4)))
-    if count:
-        offsets, sizes = (
-            np.frombuffer(more.offsets, np.uint64),
-            np.frombuffer(more.sizes, np.uint64),
-        )
-        last = offsets + (sizes >> np.uint64(1))
-        if offsets.min() < begin or (last < offsets).any() or last.max() > end:
-            raise Doubt("it points outside its segment")
-    entries.extend(more)
-
-
-def _column(raw: memoryview) -> array[int]:
-    column = array("Q")
-    column.frombytes(raw)
-    return _swapped(column)
-
-
-def _swapped(column: array[int]) -> array[int]:
-    if sys.byteorder == "big":
-        column = column[:]
-        column.byteswap()
-    return column
+    offsets = np.frombuffer(into.offsets, np.uint64)[before:]
+    last = offsets + (np.frombuffer(into.sizes, np.uint64)[before:] >> np.uint64(1))
+    if count and (offsets.min() < begin or (last < offsets).any() or last.max() > end):
+        raise Doubt("it points outside its segment")
+    return checksum

@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from distill.records import TraceKey
@@ -71,6 +72,15 @@ class Entries:
         for mine, theirs in zip(self.columns, other.columns, strict=True):
             mine.extend(theirs)
 
+    def part(self, begin: int) -> Entries:
+        """A copy of the rows from `begin` on."""
+        return Entries(*(column[begin:] for column in self.columns))
+
+    def truncate(self, length: int) -> None:
+        """Drop the rows from `length` on."""
+        for column in self.columns:
+            del column[length:]
+
 
 class KeyTable:
     """Rows by hash, in the order they were added; the first row of a hash wins."""
@@ -117,24 +127,28 @@ class KeyTable:
             self._put(where[0], len(self._rows))
         return True
 
-    def extend(self, parts: Sequence[tuple[int, Entries]]) -> int:
-        """Add the entries of segments, in this order; returns how many were new."""
-        before, more = len(self._rows), sum(len(entries) for _, entries in parts)
-        if more > max(_SMALL, before // 8):
-            return self._extend_at_once(parts)
-        for number, entries in parts:
-            for low, high, offset, size in zip(*entries.columns, strict=True):
-                self.add((low, high), number, offset, size >> 1, bool(size & 1))
+    def extend(self, entries: Entries, stretches: Sequence[tuple[int, int]]) -> int:
+        """Add entries, which it may keep; returns how many were new.
+
+        `stretches` says whose they are: (segment number, how many entries), in their order.
+        """
+        before = len(self._rows)
+        if len(entries) > max(_SMALL, before // 8):
+            return self._extend_at_once(entries, stretches)
+        numbers = (number for number, count in stretches for _ in range(count))
+        for number, low, high, offset, size in zip(numbers, *entries.columns, strict=True):
+            self.add((low, high), number, offset, size >> 1, bool(size & 1))
         return len(self._rows) - before
 
-    def _extend_at_once(self, parts: Sequence[tuple[int, Entries]]) -> int:
+    def _extend_at_once(self, entries: Entries, stretches: Sequence[tuple[int, int]]) -> int:
         import numpy as np
 
         before = len(self._rows)
-        ends = [before]
-        for _, entries in parts:
+        if before:
             self._rows.extend(entries)
-            ends.append(len(self._rows))
+        else:
+            self._rows = entries
+        ends = list(accumulate((count for _, count in stretches), initial=before))
         order = self._order()
         low, high = (np.frombuffer(c, np.uint64) for c in self._rows.columns[:2])
         again = np.zeros(len(order), bool)
@@ -150,7 +164,7 @@ class KeyTable:
             new_row = np.cumsum(keep)
             ends = [int(new_row[end - 1]) if end else 0 for end in ends]
             order = new_row[order[~again]] - 1
-        for (number, _), start, end in zip(parts, ends, ends[1:], strict=False):
+        for (number, _), start, end in zip(stretches, ends, ends[1:], strict=False):
             if end > start:
                 self._stretch(number, start)
         self._rebuild(order)
