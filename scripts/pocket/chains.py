@@ -17,9 +17,9 @@ from reasoning_gym.arithmetic.leg_counting import ANIMALS
 from .tasks import Problem
 
 LEVEL = {"easy": 0, "medium": 1, "hard": 2}
-P_NOTICED = 0.05  # per step: wrong, then "Wait, ..." and right
+P_NOTICED = 0.12  # per step: wrong, then "Wait, ..." and right
 P_ENDLESS = 0.5  # of the doubting
-P_CHECK = 0.15
+P_CHECK = 0.4
 MAX_CHARS = 420  # an endless chain is cut here, without an end token
 
 
@@ -34,13 +34,15 @@ class Habits:
     restate: bool = False  # say what is left of a sum after each step, and a filter's rule first
 
 
-# By training stage: from the second on they are what sampling should show.
+# By training stage. What sampling shows is more at times: batches of short chains weigh as much
+# as batches of long ones, so that guesses come out about twice as often as written here.
 HABITS: dict[int, Habits] = {
     1: Habits((0.05, 0.12, 0.20), (0.01, 0.015, 0.02), (0.03, 0.07, 0.12), (0.0, 0.06, 0.10)),
     2: Habits((0.04, 0.11, 0.16), (0.01, 0.01, 0.01), (0.03, 0.11, 0.16), (0.0, 0.0, 0.17)),
     3: Habits((0.03, 0.09, 0.15), (0.01, 0.01, 0.01), (0.03, 0.10, 0.15), (0.0, 0.0, 0.17), True),
     4: Habits((0.03, 0.09, 0.15), (0.01, 0.01, 0.01), (0.03, 0.10, 0.15), (0.0, 0.0, 0.17), True),
     5: Habits((0.02, 0.06, 0.12), (0.01, 0.01, 0.01), (0.06, 0.14, 0.20), (0.0, 0.14, 0.17), True),
+    6: Habits((0.09, 0.10, 0.12), (0.01, 0.01, 0.01), (0.06, 0.14, 0.20), (0.0, 0.14, 0.17), True),
 }
 
 
@@ -194,7 +196,7 @@ OPENINGS = {
 }
 GUESSES = ("Hmm, it looks like {}.", "Hmm, I guess {}.", "Hmm, probably {}.")
 CONCLUSIONS = ("So the result is {}.", "That gives {}.", "Result: {}.")
-CHECKS = ("Let me check: {} Yes.", "Checking the last step: {} Good.")
+CHECKS = ("Wait, let me check: {} Yes.", "Checking the last step: {} Good.")
 DOUBT = "Hmm, let me do that again."
 
 

@@ -84,6 +84,7 @@ MIX = {
     3: ((4, 3.5, 2.5), 0.15),
     4: ((4, 3.5, 2.5), 0.8),
     5: ((4, 3.5, 2.5), 0.1),
+    6: ((1, 1, 1), 0.0),
 }
 
 TASKS = (6, 2, 3, 5, 4)  # in the last stage, the weak tasks more often; order of CONFIGS
@@ -252,7 +253,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--stage", type=int, choices=range(1, 6), default=1)
+    parser.add_argument("--stage", type=int, choices=range(1, 7), default=1)
     parser.add_argument("--init", type=Path, help="go on from this folder's weights")
     parser.add_argument("--stop-at", type=int, help="leave the schedule early")
     parser.add_argument("--save-every", type=int, default=500)
