@@ -7,24 +7,22 @@ only what is under way.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
 import random
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
+from distill.answers import ModelWatch, TeacherFault, classified, trace_of
 from distill.errors import DistillError, TeacherError
-from distill.progress import Progress
+from distill.meter import Meter
 from distill.protocols import BatchTeacher, Completion, Request, Teacher
 from distill.records import Trace
 from distill.schema import Sampling
 from distill.store import TracePool
-from distill.thinking import sanitise, split
+from distill.thinking import sanitise
 from distill.wanted import Job
 
 log = logging.getLogger(__name__)
@@ -33,10 +31,6 @@ BACKOFF_S, BACKOFF_MOST_S = 1.0, 60.0
 PRIOR_WEIGHT = 8
 GIVE_UP_AFTER = 32
 ERROR_LENGTH = 1000
-
-
-class TeacherFault(TeacherError):
-    """A teacher that raised something unforeseen, or returned what is no completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +109,8 @@ class Buyer:
     seed: int
     prices: tuple[float, float]
     budget: Budget
-    progress: Progress | None = None
+    meter: Meter | None = None
+    watch: ModelWatch = field(default_factory=ModelWatch)
     backoff_s: float = BACKOFF_S
     bought: int = 0
     tokens: int = 0
@@ -123,8 +118,6 @@ class Buyer:
     failures: list[Failure] = field(default_factory=list)
     first_error: TeacherError | None = None
     _streak: int = 0
-    _live: int = 0
-    _begin: float = field(default_factory=time.monotonic)
     _room: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def buy(self, jobs: Sequence[Job]) -> None:
@@ -146,36 +139,44 @@ class Buyer:
 
     async def _work(self, rest: Iterator[Job]) -> None:
         for job in rest:
-            async with self._room:
-                while not self.budget.fits():
-                    if not self.budget.under_way:
-                        raise self.budget.exceeded()
-                    await self._room.wait()
-                self.budget.under_way += 1
-            try:
-                await self._buy_one(job)
-            finally:
-                self.budget.under_way -= 1
-                async with self._room:
-                    self._room.notify_all()
+            await self.buy_one(job)
 
-    async def _buy_one(self, job: Job) -> None:
+    async def buy_one(self, job: Job) -> Trace | None:
+        """Buy one trace, as soon as the cap leaves room for it.
+
+        It is in the pool then; None if it is among the failures. Raises what ends the whole run.
+        """
+        async with self._room:
+            while not self.budget.fits():
+                if not self.budget.under_way:
+                    raise self.budget.exceeded()
+                await self._room.wait()
+            self.budget.under_way += 1
+        try:
+            return await self._buy_one(job)
+        finally:
+            self.budget.under_way -= 1
+            async with self._room:
+                self._room.notify_all()
+
+    async def _buy_one(self, job: Job) -> Trace | None:
         teacher = cast(Teacher, self.teacher)
         request = job.request(self.sampling, self.seed)
-        for attempt in itertools.count(1):
-            begin = time.monotonic()
+        attempt = 0
+        while True:
+            attempt, begin = attempt + 1, time.monotonic()
             try:
-                completion = await teacher.complete(request, self._on_tokens)
+                completion = await teacher.complete(request, self._streamed)
                 trace = self._trace(job, request, completion, time.monotonic() - begin)
             except Exception as raised:
-                error = _classified(raised)
+                error = classified(raised)
                 if not error.retry or attempt > self.sampling.retries:
                     self._fail(job, error, attempt)
-                    return
+                    return None
                 await asyncio.sleep(self._again(error, attempt))
             else:
                 self._store([trace])
-                return
+                return trace
 
     def buy_group(self, group: Sequence[Job]) -> None:
         """Buy a group in one call of the engine and store it in one write.
@@ -206,9 +207,9 @@ class Buyer:
         teacher = cast(BatchTeacher, self.teacher)
         begin = time.monotonic()
         try:
-            results: list[Any] = list(teacher.complete_batch(requests, self._on_tokens))
+            results: list[Any] = list(teacher.complete_batch(requests, self._streamed))
         except Exception as raised:
-            return [_classified(raised)] * len(requests)
+            return [classified(raised)] * len(requests)
         seconds = time.monotonic() - begin
         if len(results) != len(requests):
             raise DistillError(
@@ -223,18 +224,24 @@ class Buyer:
             except TeacherError as error:
                 traces.append(error)
             except Exception as raised:
-                traces.append(_classified(raised))
+                traces.append(classified(raised))
         return traces
 
     def _store(self, traces: Sequence[Trace]) -> None:
-        for trace in traces:
-            before = self.pool.get((trace.problem_id, trace.index, trace.segment - 1))
-            self.tokens += trace.completion_tokens - (before.completion_tokens if before else 0)
-            self.budget.add(trace.cost - (before.cost if before else 0.0))
+        fresh = {trace.key for trace in traces if trace.key not in self.pool}
+        self.bought += self.pool.append(traces)
         if traces:
             self._streak = 0
-        self.bought += (new := self.pool.append(traces))
-        self._show(new)
+        for trace in traces:
+            # A first segment has none before it, and must cost no look into the files.
+            place = (trace.problem_id, trace.index, trace.segment - 1)
+            before = self.pool.get(place) if trace.segment else None
+            tokens = trace.completion_tokens - (before.completion_tokens if before else 0)
+            cost = trace.cost - (before.cost if before else 0.0)
+            self.tokens += tokens
+            self.budget.add(cost)
+            if self.meter and trace.key in fresh:
+                self.meter.bought(trace, tokens=tokens, cost=cost)
 
     def _fail(self, job: Job, error: TeacherError, attempts: int) -> None:
         problem_id, index, segment = job.key
@@ -242,8 +249,8 @@ class Buyer:
         text = sanitise(error.message)[0][:ERROR_LENGTH]
         self.failures.append(Failure(problem_id, index, segment, text, attempts))
         self.first_error = self.first_error or error
-        if self.progress:
-            self.progress.update(0, failed=len(self.failures))
+        if self.meter:
+            self.meter.failed()
         # A refusal may be this request's own (a prompt too long). Whatever else fails says
         # something about the teacher, and hours or money are not spent on a broken one.
         if not error.retry and not isinstance(error, TeacherFault):
@@ -263,15 +270,17 @@ class Buyer:
                 f"the teacher returned {type(done).__name__}, not a Completion with a text",
                 "return distill.protocols.Completion(text=...)",
             )
-        return trace_of(
+        trace = trace_of(
             job,
             done,
             seed=request.seed,
             seconds=seconds,
             prices=self.prices,
             teacher=self.teacher.identity,
-            max_tokens=self.sampling.max_tokens,
+            prefilled=not (self.teacher.capabilities.prefix and request.prefix_ids is not None),
         )
+        self.watch.see(trace.served_model, trace.fingerprint or "")
+        return trace
 
     def _again(self, error: TeacherError, attempt: int) -> float:
         """Count a retry; the seconds to wait before it, with full jitter."""
@@ -283,102 +292,10 @@ class Buyer:
         if not self.retried or delay > BACKOFF_MOST_S:
             log.warning("a request is tried again in %.1f s: %s", delay, error.message)
         self.retried += 1
-        if self.progress:
-            self.progress.update(0, retries=self.retried)
+        if self.meter:
+            self.meter.retried()
         return delay
 
-    def _on_tokens(self, count: int) -> None:
-        self._live += count
-        self._show(0)
-
-    def _show(self, new: int) -> None:
-        if self.progress is None:
-            return
-        # Tokens under way where the engine tells of them, those that arrived otherwise.
-        tokens = max(self.tokens, self._live)
-        seconds = time.monotonic() - self._begin
-        figures: dict[str, Any] = {"tokens": tokens, "tok/s": tokens / max(seconds, 1e-3)}
-        if self.budget.new:
-            figures["cost"] = round(self.budget.spent, 4)
-        self.progress.update(new, **figures)
-
-
-def trace_of(
-    job: Job,
-    done: Completion,
-    *,
-    seed: int | None,
-    seconds: float,
-    prices: tuple[float, float],
-    teacher: str,
-    max_tokens: int,
-) -> Trace:
-    """The trace of a completion. A continuation's holds the whole output up to its end."""
-    before = job.before
-    ids = None if done.token_ids is None else tuple(int(t) for t in done.token_ids)
-    text, flags = done.text, [*(before.flags if before else ()), *done.flags]
-    if before is not None and before.token_ids is not None:
-        if ids is not None and ids[: len(before.token_ids)] != before.token_ids:
-            # An engine that gives the new part alone; the rule is the whole output.
-            ids, text = before.token_ids + ids, before.text + text
-        flags.append("continued")
-    text, broken = sanitise(text)
-    if broken:
-        flags.append("surrogates")
-    new = done.usage.completion_tokens or max(
-        0, len(ids or ()) - len((before and before.token_ids) or ())
-    )
-    asked, billed = done.usage.prompt_tokens, new
-    if not new and any(prices):
-        # Without the server's count a spending cap would never bite; text has about 3 bytes a
-        # token where it is mathematics, 4 where it is English.
-        billed = len(text.encode()) // 3
-        flags.append("cost_estimated")
-    cost = round((asked * prices[0] + billed * prices[1]) / 1e6, 9)
-    parts = split(text)
-    _, index, segment = job.key
-    return Trace(
-        problem_id=job.problem.id,
-        index=index,
-        segment=segment,
-        seed=seed,
-        text=text,
-        reasoning=parts.reasoning,
-        answer=parts.answer,
-        finish_reason=done.finish_reason or "unknown",
-        prompt=None if done.prompt is None else sanitise(done.prompt)[0],
-        prompt_ids=None if done.prompt_ids is None else tuple(int(t) for t in done.prompt_ids),
-        token_ids=ids,
-        prompt_tokens=before.prompt_tokens if before else asked,
-        completion_tokens=new + (before.completion_tokens if before else 0),
-        cost=cost + (before.cost if before else 0.0),
-        time_s=round(seconds, 3) + (before.time_s if before else 0.0),
-        teacher=teacher,
-        served_model=sanitise(done.served_model)[0],
-        flags=tuple(dict.fromkeys(flags)),
-        max_tokens=max_tokens,
-    )
-
-
-async def settle(value: Any) -> Any:
-    """Await what may be a coroutine: a teacher's `open` and `close` may be sync or async."""
-    return await value if inspect.isawaitable(value) else value
-
-
-def _classified(error: Exception) -> TeacherError:
-    """What went wrong, as a TeacherError. Raises it where it ends the run."""
-    if isinstance(error, TeacherError):
-        if error.fatal:
-            raise error
-        return error
-    if isinstance(error, DistillError):
-        raise error
-    where = traceback.extract_tb(error.__traceback__)[-1:]
-    place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)
-    message = f"{type(error).__name__}: {error}{place}"
-    if isinstance(error, TimeoutError | ConnectionError):
-        fault = TeacherError(message, retry=True)
-    else:
-        fault = TeacherFault(message, "the fault is in the teacher's code")
-    fault.__cause__ = error
-    return fault
+    def _streamed(self, count: int) -> None:
+        if self.meter:
+            self.meter.streamed(count)

@@ -54,9 +54,11 @@ class Job:
 
     def problems(self) -> Done:
         """The recipe's problems, split by hash into those to sample and those held out."""
+        from distill.agreement import check_agreement
         from distill.problems import make_problems, problems_identity
 
         recipe = self.recipe
+        check_agreement(recipe)
         if not recipe.problems.sources:
             raise UsageError(
                 f"recipe '{recipe.name}' has neither problems nor traces to start from",
@@ -70,12 +72,14 @@ class Job:
 
     def published(self) -> Done:
         """Published traces, and the problems they answer."""
+        from distill.agreement import check_agreement
         from distill.imports import import_traces
         from distill.tables import fingerprint
 
         spec, asked = self.recipe.traces, self.recipe.problems
         if spec is None:
             raise UsageError(f"recipe '{self.recipe.name}' names no published traces")
+        check_agreement(self.recipe)
         config = {
             "traces": spec.identity(),
             "instruction": asked.instruction,
@@ -103,11 +107,26 @@ class Job:
         recipe = self.recipe
         config = {
             "teacher": self._teacher_identity(),
-            "sampling": recipe.sampling.identity(),
+            "sampling": self._sampling_identity(),
             "seed": recipe.seed,
         }
         step = Step("sample", config, {"problems": problems.step}, VERSIONS["sample"])
         return self._do(step, lambda out: self._sample(problems, out))
+
+    def _sampling_identity(self) -> dict[str, Any]:
+        """What was asked for; with `want` also who judges, because that decides how much."""
+        recipe, asked = self.recipe, self.recipe.sampling.identity()
+        if recipe.sampling.want is not None:
+            from distill.accept import acceptance_identity
+
+            asked["accept"] = acceptance_identity(recipe.grading, recipe.filters, self.folder)
+            if recipe.sampling.budget_cost is not None:
+                asked["prices"] = [recipe.teacher.price_in, recipe.teacher.price_out]
+            return {key: value for key, value in asked.items() if key != "n"}
+        # What fixed n does not use changes nothing, and neither do limits that are not there.
+        unused = {"want", "max", "give_up", "budget_tokens", "budget_cost", "floor"}
+        unused |= set() if recipe.sampling.limits else {"limits"}
+        return {key: value for key, value in asked.items() if key not in unused}
 
     def _sample(self, problems: Done, out: Path) -> None:
         recipe, source = self.recipe, problems.folder / "problems.jsonl"
@@ -127,13 +146,17 @@ class Job:
             pool_root=self.workspace.pool,
             prices=(recipe.teacher.price_in, recipe.teacher.price_out),
             out=out,
+            accept=workers.build_acceptance(recipe, self.folder),
         )
 
     def grade(self, problems: Done, traces: Done) -> Done:
         """A grade for every trace."""
         from distill.grade.run import grade_traces, grading_identity
 
-        config = grading_identity(self.recipe.grading, self.folder)
+        hashes = self.workspace.root / "hashes.json"
+        config = grading_identity(self.recipe.grading, self.folder, hashes)
+        if "judges" in config:
+            config["seed"] = self.recipe.seed
         step = Step("grade", config, _by_name(problems, traces), VERSIONS["grade"])
         return self._do(
             step,
@@ -143,6 +166,8 @@ class Job:
                 traces.folder / "traces.jsonl",
                 out,
                 folder=self.folder,
+                pool_root=self.workspace.pool,
+                seed=self.recipe.seed,
             ),
         )
 
@@ -268,10 +293,12 @@ class Job:
 
     def evaluate(self, problems: Done, student: Done, tasks: Done) -> Done:
         """Base and student (and teacher) on the same problems under the same settings."""
+        from distill.grade.parts import rules_of
+
         recipe = self.recipe
         config = {
             "evaluate": recipe.evaluate.identity(),
-            "grading": recipe.grading.identity(),
+            "grading": rules_of(recipe.grading).identity(),
             "base": self._weights(self.base, recipe.student.revision),
             "template": recipe.student.template,
             "teacher": self._teacher_identity() if recipe.evaluate.teacher else None,

@@ -188,6 +188,10 @@ def _told(step: str, summary: dict[str, Any]) -> str:
 
     if step == "problems":
         return f"{number('problems')} problems, {number('heldout')} held out for evaluation"
+    if step == "sample" and "accepted" in summary:
+        enough = summary.get("stopped", {}).get("enough", 0)
+        took = f"{number('accepted')} accepted of {number('traces')} traces, {number('bought')} new"
+        return f"{took}, {number('failed')} failed; {enough:,} of {number('problems')} have enough"
     if step in ("sample", "import"):
         bought = f"{number('wanted')} traces, {number('bought')} new, {number('reused')} reused"
         return f"{bought}, {number('failed')} failed, {number('truncated')} truncated"

@@ -1,6 +1,7 @@
 """Samples a teacher: what is wanted, less what the pool has, is bought and listed in order.
 
-`docs/sampling.md` says what is promised about seeds, interruptions and money.
+`docs/sampling.md` says what is promised about seeds, interruptions and money. What is wanted is a
+fixed number (`fixed.py`) or follows from the grades (`adaptive.py`); `buy.py` buys it.
 """
 
 from __future__ import annotations
@@ -10,25 +11,34 @@ import concurrent.futures
 import json
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.buy import Budget, Buyer, Failure, settle
+from distill.accept import Acceptance
+from distill.adaptive import Adaptive
+from distill.answers import ModelWatch, settle
+from distill.buy import Budget, Buyer, Failure
 from distill.errors import DataError, DistillError, UsageError
+from distill.fixed import Fixed
+from distill.meter import Meter
 from distill.progress import Progress
-from distill.protocols import BatchTeacher, Capabilities, Teacher
+from distill.protocols import BatchTeacher, Teacher
 from distill.records import Problem, Trace, read_records, write_jsonl
+from distill.sampled import Tally, problem_rows, summarise
 from distill.schema import Sampling
 from distill.store import PoolLocked, TracePool, generation_key
-from distill.wanted import lack, latest, request_seed
+from distill.stream import Stream
+from distill.wanted import Job, last_segment, request_seed
 
 __all__ = ["Failure", "SampleResult", "request_seed", "run_sample", "sample", "sample_async"]
 
 FAILED_SHARE = 0.05
 DEFAULT_BATCH = 32
+KNOWN_MODELS = 64
+"""Stored traces that are asked which model had answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +59,19 @@ def sample(
     pool_root: Path,
     prices: tuple[float, float] = (0, 0),
     progress: Progress | None = None,
+    accept: Acceptance | None = None,
 ) -> SampleResult:
     """`sampling.n` traces of every problem, bought where `pool_root` does not hold them yet.
 
-    `prices` are money per million prompt and completion tokens. Works inside a running event
-    loop (a notebook) too. Raises the first error if there is no trace at all, DistillError at
-    the spending cap, TeacherError where every request would fail; what was bought is kept.
+    With `sampling.want` as many as it takes until so many are accepted by `accept` (by default
+    a recipe's default graders and filters), which is closed afterwards. `prices` are money per
+    million prompt and completion tokens. Works inside a running event loop (a notebook) too.
+    Raises the first error if there is no trace at all, DistillError at the spending cap,
+    TeacherError where every request would fail; what was bought is kept.
     """
-    with _session(problems, teacher, sampling, seed, pool_root, prices, progress) as session:
-        _buy(session)
+    wish = _Wish(sampling, seed, pool_root, prices, progress, accept)
+    with _session(problems, teacher, wish) as session:
+        session.run()
         return session.result()
 
 
@@ -70,10 +84,12 @@ async def sample_async(
     pool_root: Path,
     prices: tuple[float, float] = (0, 0),
     progress: Progress | None = None,
+    accept: Acceptance | None = None,
 ) -> SampleResult:
     """`sample` as a coroutine. A batch engine computes in a thread."""
-    with _session(problems, teacher, sampling, seed, pool_root, prices, progress) as session:
-        if session.lack.groups and session.batch_size:
+    wish = _Wish(sampling, seed, pool_root, prices, progress, accept)
+    with _session(problems, teacher, wish) as session:
+        if session.batch_size:
             work = asyncio.ensure_future(asyncio.to_thread(session.buy_groups))
             try:
                 await asyncio.shield(work)
@@ -82,7 +98,7 @@ async def sample_async(
                 session.stopping = True
                 await work
                 raise
-        elif session.lack.groups:
+        else:
             await session.buy()
         return session.result()
 
@@ -96,81 +112,49 @@ def run_sample(
     pool_root: Path,
     prices: tuple[float, float],
     out: Path,
+    accept: Acceptance | None = None,
 ) -> None:
     """The step: `traces.jsonl`, `failures.jsonl` and `summary.json` in `out`.
 
+    With `sampling.want` also `problems_sampled.jsonl`, a row for each problem, and `rounds.jsonl`.
     Raises DistillError, with the failures written, when more than 5% of the traces are missing.
     """
     problems = list(read_records(Problem, problems_file))
-    with (
-        Progress("sample", len(problems) * sampling.n, "traces") as progress,
-        _session(problems, teacher, sampling, seed, pool_root, prices, progress) as session,
-    ):
-        _buy(session)
-        write_jsonl(out / "failures.jsonl", session.failures)
-        session.refuse_if_incomplete(out / "failures.jsonl")
-        tally = Tally()
-        write_jsonl(
-            out / "traces.jsonl", map(_light, tally.over(session.traces(), sampling.max_tokens))
-        )
-        text = json.dumps(summarise(session, tally), ensure_ascii=False, indent=1)
-        (out / "summary.json").write_text(text + "\n", encoding="utf-8")
-
-
-@dataclass(slots=True)
-class Tally:
-    """Sums over the traces of the output, taken while they pass."""
-
-    count: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-    longer: int = 0
-    finish_reasons: Counter[str] = field(default_factory=Counter)
-    served_models: Counter[str] = field(default_factory=Counter)
-    flags: Counter[str] = field(default_factory=Counter)
-
-    def over(self, traces: Iterable[Trace], max_tokens: int) -> Iterator[Trace]:
-        """Pass the traces on, counting them."""
-        for trace in traces:
-            self.count += 1
-            self.prompt_tokens += trace.prompt_tokens
-            self.completion_tokens += trace.completion_tokens
-            self.cost += trace.cost
-            self.longer += trace.completion_tokens > max_tokens
-            self.finish_reasons[trace.finish_reason] += 1
-            self.served_models[trace.served_model] += 1
-            self.flags.update(trace.flags)
-            yield trace
+    with Progress("sample", None, "traces") as progress:
+        wish = _Wish(sampling, seed, pool_root, prices, progress, accept, out)
+        with _session(problems, teacher, wish) as session:
+            session.run()
+            write_jsonl(out / "failures.jsonl", session.failures)
+            session.refuse_if_incomplete(out / "failures.jsonl")
+            tally = Tally()
+            write_jsonl(out / "traces.jsonl", map(_light, tally.over(session.traces(), session)))
+            if isinstance(session.plan, Adaptive):
+                rows = problem_rows(session.plan, tally.tokens_of)
+                write_jsonl(out / "problems_sampled.jsonl", rows)
+                write_jsonl(out / "rounds.jsonl", session.plan.rows)
+            text = json.dumps(summarise(session, tally), ensure_ascii=False, indent=1)
+            (out / "summary.json").write_text(text + "\n", encoding="utf-8")
 
 
 class Session:
-    """One call: the open pool, what it lacks, and the buyer."""
+    """One call: the open pool, what is wanted, and the buyer."""
 
     def __init__(
-        self, problems: Sequence[Problem], pool: TracePool, key: str, buyer: Buyer
+        self,
+        problems: list[Problem],
+        repeated: int,
+        key: str,
+        plan: Fixed | Adaptive,
+        buyer: Buyer,
+        locked: PoolLocked | None,
     ) -> None:
-        self.pool, self.key, self.buyer, self.sampling = pool, key, buyer, buyer.sampling
-        unique: dict[str, Problem] = {}
-        for problem in problems:
-            unique.setdefault(problem.id, problem)
-        self.problems = list(unique.values())
-        self.repeated = len(problems) - len(self.problems)
-        self.can = buyer.teacher.capabilities
-        self.batch_size = None
-        if hasattr(buyer.teacher, "complete_batch"):
-            alone = None if hasattr(buyer.teacher, "complete") else DEFAULT_BATCH
-            self.batch_size = self.can.batch_size or alone
+        self.problems, self.repeated, self.key = problems, repeated, key
+        self.plan, self.buyer = plan, buyer
+        self.pool, self.sampling = buyer.pool, buyer.sampling
+        self.can, self.batch_size = plan.can, plan.batch_size
+        self.locked = locked
         self.seconds = 0.0
         self.stopping = False
-        self.lack = lack(self.problems, self.sampling, pool, self.can, self.batch_size)
-        if buyer.progress:
-            buyer.progress.total = self.wanted
-            buyer.progress.skip(self.wanted - len(self.lack.keys))
-
-    @property
-    def wanted(self) -> int:
-        return len(self.problems) * self.sampling.n
 
     @property
     def failures(self) -> list[Failure]:
@@ -179,150 +163,141 @@ class Session:
             f for f in self.buyer.failures if (f.problem_id, f.index, f.segment) not in self.pool
         ]
 
+    def run(self) -> None:
+        """Buy what is lacking, whatever the teacher is."""
+        if self.batch_size:
+            self.buy_groups()
+        else:
+            _run(self.buy())
+
     async def buy(self) -> None:
         """Buy what is lacking, request by request."""
-        teacher = self.buyer.teacher
-        await settle(getattr(teacher, "open", _nothing)())
+        teacher, plan, opened = self.buyer.teacher, self.plan, False
         try:
-            with self._timed():
-                await self.buyer.buy([job for group in self.lack.groups for job in group])
+            for jobs in self._portions():
+                if jobs and not opened:
+                    self._refuse_if_locked()
+                    opened = True
+                    await settle(getattr(teacher, "open", _nothing)())
+                with self._timed(opened):
+                    if isinstance(plan, Adaptive) and not plan.in_rounds:
+                        await Stream(plan, self.buyer).run()
+                    elif jobs:
+                        await self.buyer.buy(jobs)
         finally:
-            await settle(getattr(teacher, "close", _nothing)())
+            if opened:
+                await settle(getattr(teacher, "close", _nothing)())
 
     def buy_groups(self) -> None:
         """Buy what is lacking from a batch engine, in the caller's thread."""
-        teacher = self.buyer.teacher
-        _run(settle(getattr(teacher, "open", _nothing)()))
+        teacher, opened = self.buyer.teacher, False
         try:
-            with self._timed():
-                for group in self.lack.groups:
-                    if self.stopping:
-                        return
-                    self.buyer.buy_group(group)
+            for groups in self.plan.rounds():
+                if groups and not opened:
+                    self._refuse_if_locked()
+                    opened = True
+                    _run(settle(getattr(teacher, "open", _nothing)()))
+                with self._timed(opened):
+                    for group in groups:
+                        if self.stopping:
+                            return
+                        self.buyer.buy_group(group)
         finally:
-            _run(settle(getattr(teacher, "close", _nothing)()))
+            if opened:
+                _run(settle(getattr(teacher, "close", _nothing)()))
+
+    def _portions(self) -> Iterator[list[Job]]:
+        """The jobs of each round; without rounds, those that the first samples begin with."""
+        if isinstance(self.plan, Adaptive) and not self.plan.in_rounds:
+            self.plan.replay()
+            yield [self.plan.job(at, self.plan.courses[at].next) for at in self.plan.open[:1]]
+            return
+        for groups in self.plan.rounds():
+            yield [job for group in groups for job in group]
+
+    def _refuse_if_locked(self) -> None:
+        if self.locked is not None:
+            raise self.locked
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, counts: bool) -> Iterator[None]:
         begin = time.monotonic()
         try:
             yield
         finally:
-            self.seconds = time.monotonic() - begin
+            self.seconds += counts * (time.monotonic() - begin)
 
     def traces(self) -> Iterator[Trace]:
-        """Every wanted trace there is, by problem and index, its last segment."""
-        for problem in self.problems:
-            for index in range(self.sampling.n):
-                trace = latest(self.pool, problem.id, index)
-                if trace is not None:
-                    yield trace
+        """Every trace that counts, by problem and index, its last segment."""
+        return self.pool.traces(self.plan.listed())
 
     def result(self) -> SampleResult:
         """All of it in memory. Raises the first error if there is no trace at all."""
         self.refuse_if_empty()
         tally = Tally()
-        traces = list(tally.over(self.traces(), self.sampling.max_tokens))
+        traces = list(tally.over(self.traces(), self))
         return SampleResult(traces, self.failures, summarise(self, tally))
 
     def refuse_if_empty(self) -> None:
         """Raise the first error where not a single trace is there."""
         first = self.buyer.first_error
-        if first is None or any(True for _ in self.traces()):
+        if first is None or any(True for _ in self.plan.listed()):
             return
         raise first
 
     def refuse_if_incomplete(self, listed: Path) -> None:
         """Raise DistillError when more than FAILED_SHARE of the traces are missing."""
         self.refuse_if_empty()
-        failures = self.failures
-        if len(failures) > FAILED_SHARE * self.wanted:
+        failures, wanted = self.failures, self.plan.wanted
+        if len(failures) > FAILED_SHARE * wanted:
             (worst, count), *_ = Counter(f.error for f in failures).most_common(1)
             raise DistillError(
-                f"{len(failures):,} of {self.wanted:,} requests failed; {count:,} of them: {worst}",
+                f"{len(failures):,} of {wanted:,} requests failed; {count:,} of them: {worst}",
                 f"all are listed in {listed}; what was bought is kept: run the same command again",
             )
 
 
-def summarise(session: Session, tally: Tally) -> dict[str, Any]:
-    """The step's `summary.json`. `bought` + `reused` + `failed` = `wanted`."""
-    buyer, failed = session.buyer, len(session.failures)
-    bought = sum(key in session.pool for key in session.lack.keys)
-    seconds = session.seconds
-    return {
-        "problems": len(session.problems),
-        "wanted": session.wanted,
-        "traces": tally.count,
-        "bought": bought,
-        "reused": session.wanted - len(session.lack.keys),
-        "failed": failed,
-        "retries": buyer.retried,
-        "truncated": tally.finish_reasons["length"],
-        "continued": tally.flags["continued"],
-        "prompt_tokens": tally.prompt_tokens,
-        "completion_tokens": tally.completion_tokens,
-        "tokens_bought": buyer.tokens,
-        "cost": round(tally.cost, 6),
-        "cost_bought": round(buyer.budget.new, 6),
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(buyer.tokens / seconds, 1) if seconds else 0.0,
-        "generation_key": session.key,
-        "teacher": buyer.teacher.identity,
-        "served_models": dict(tally.served_models.most_common()),
-        "ignored": ignored(session.can, session.sampling),
-        "finish_reasons": dict(tally.finish_reasons.most_common()),
-        "deterministic": session.can.deterministic,
-        "notes": notes(session, tally),
-    }
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What `sample` was called with, beside problems and teacher."""
 
-
-def ignored(can: Capabilities, sampling: Sampling) -> list[str]:
-    """What was asked for and the engine does not honour."""
-    found = [] if can.seed else ["seed"]
-    if not can.sampling:
-        asked = {"temperature": True, "top_p": True, "top_k": sampling.top_k is not None}
-        found += [name for name, wished in asked.items() if wished]
-    return found
-
-
-def notes(session: Session, tally: Tally) -> list[str]:
-    """What a reader of the report must know, in sentences."""
-    sampling, pool = session.sampling, session.pool
-    not_honoured = ignored(session.can, sampling)
-    counted = [
-        (session.repeated, "problems given twice and sampled once"),
-        (
-            session.lack.kept_cut,
-            f"traces cut off below the present limit of {sampling.max_tokens:,} tokens that stay"
-            " so, because this engine cannot go on from them",
-        ),
-        (session.lack.full, "traces cut off where the teacher's context ended"),
-        (tally.longer, "traces from the pool longer than the present max_tokens"),
-        (tally.flags["surrogates"], "traces with lone surrogates, now U+FFFD"),
-        (tally.flags["cost_estimated"], "traces without a token count, their cost estimated"),
-        (len(session.failures), "failed requests, see failures.jsonl"),
-        (pool.bad, "damaged lines of the pool, passed over"),
-    ]
-    said = [f"{text}: {count:,}" for count, text in counted if count]
-    if not_honoured:
-        said.append(f"the engine does not honour: {', '.join(not_honoured)}")
-    if sampling.temperature == 0 and sampling.n > 1:
-        said.append("at temperature 0 the samples of a problem are alike")
-    if sampling.max_cost is not None and not any(session.buyer.prices):
-        said.append("max_cost has no effect: the teacher has no prices")
-    return said
+    sampling: Sampling
+    seed: int
+    pool_root: Path
+    prices: tuple[float, float]
+    progress: Progress | None
+    accept: Acceptance | None
+    out: Path | None = None
 
 
 @contextmanager
 def _session(
-    problems: Sequence[Problem],
-    teacher: Teacher | BatchTeacher,
-    sampling: Sampling,
-    seed: int,
-    pool_root: Path,
-    prices: tuple[float, float],
-    progress: Progress | None,
+    problems: Sequence[Problem], teacher: Teacher | BatchTeacher, wish: _Wish
 ) -> Iterator[Session]:
+    identity = _checked(problems, teacher)
+    key, content = generation_key(identity, wish.sampling, wish.seed)
+    folder, locked = wish.pool_root / key, None
+    unique: dict[str, Problem] = {}
+    for problem in problems:
+        unique.setdefault(problem.id, problem)
+    distinct = list(unique.values())
+    with ExitStack() as stack:
+        try:
+            pool = TracePool.open(folder, write=True, content=content)
+        except PoolLocked as error:
+            # Whoever needs nothing new need not wait for another run.
+            locked, pool = error, TracePool.open(folder, write=False, content=content)
+        stack.enter_context(pool)
+        buyer = _buyer(teacher, wish, pool, distinct)
+        plan = _plan(distinct, teacher, wish, pool, stack)
+        buyer.meter = stack.enter_context(_meter(plan, wish))
+        if isinstance(plan, Adaptive):
+            plan.meter = buyer.meter
+        yield Session(distinct, len(problems) - len(distinct), key, plan, buyer, locked)
+
+
+def _checked(problems: Sequence[Problem], teacher: Teacher | BatchTeacher) -> str:
+    """The teacher's identity. Raises where there is nothing to sample, or nobody."""
     if not problems:
         raise DataError("there are no problems to sample", "see the summary of the problems step")
     identity = getattr(teacher, "identity", "")
@@ -336,32 +311,66 @@ def _session(
             f"the teacher {teacher!r} cannot be asked",
             "pass an object with `identity`, `capabilities` and `complete` or `complete_batch`",
         )
-    key, content = generation_key(identity, sampling, seed)
-    locked: PoolLocked | None = None
-    try:
-        pool = TracePool.open(pool_root / key, write=True, content=content)
-    except PoolLocked as error:
-        # Whoever needs nothing new need not wait for another run.
-        locked, pool = error, TracePool.open(pool_root / key, write=False, content=content)
-    with pool:
-        budget = Budget(sampling.max_cost, sampling.max_tokens * prices[1] / 1e6)
-        buyer = Buyer(teacher, sampling, pool, seed, prices, budget, progress)
-        session = Session(problems, pool, key, buyer)
-        if locked and session.lack.keys:
-            raise locked
-        if sampling.max_cost is not None:
-            costs = [trace.cost for trace in session.traces()]
-            budget.spent, budget.returned = sum(costs), len(costs)
-        yield session
+    return identity
 
 
-def _buy(session: Session) -> None:
-    if not session.lack.groups:
-        return
-    if session.batch_size:
-        session.buy_groups()
-    else:
-        _run(session.buy())
+def _buyer(
+    teacher: Teacher | BatchTeacher, wish: _Wish, pool: TracePool, problems: list[Problem]
+) -> Buyer:
+    sampling, prices = wish.sampling, wish.prices
+    budget = Budget(sampling.max_cost, sampling.max_tokens * prices[1] / 1e6)
+    if sampling.max_cost is not None:
+        most = sampling.n if sampling.want is None else sampling.max
+        keys = (
+            (problem.id, index, last_segment(pool, problem.id, index))
+            for problem in problems
+            for index in range(most)
+        )
+        costs = [trace.cost for trace in pool.traces(keys)]
+        budget.spent, budget.returned = sum(costs), len(costs)
+    some = problems[:: max(1, len(problems) // KNOWN_MODELS)]
+    known = {t.served_model for t in pool.traces((problem.id, 0, 0) for problem in some)}
+    watch = ModelWatch(known, accept=sampling.accept_model_change)
+    return Buyer(teacher, sampling, pool, wish.seed, prices, budget, watch=watch)
+
+
+def _plan(
+    problems: list[Problem],
+    teacher: Teacher | BatchTeacher,
+    wish: _Wish,
+    pool: TracePool,
+    stack: ExitStack,
+) -> Fixed | Adaptive:
+    can, batch_size = teacher.capabilities, None
+    if hasattr(teacher, "complete_batch"):
+        alone = None if hasattr(teacher, "complete") else DEFAULT_BATCH
+        batch_size = can.batch_size or alone
+    if wish.sampling.want is None:
+        return Fixed(problems, wish.sampling, pool, can, batch_size)
+    accept = stack.enter_context(wish.accept or Acceptance())
+    return Adaptive(problems, wish.sampling, pool, can, batch_size, accept, wish.prices)
+
+
+def _meter(plan: Fixed | Adaptive, wish: _Wish) -> Meter:
+    sampling = wish.sampling
+    each = sampling.n if sampling.want is None else sampling.max
+    meter = Meter(
+        wish.out,
+        wish.progress,
+        problems=len(plan.problems),
+        wanted=len(plan.problems) * each,
+        want=sampling.want,
+        prices=wish.prices,
+        budget_tokens=sampling.budget_tokens,
+        budget_cost=sampling.budget_cost,
+    )
+    if isinstance(plan, Fixed):
+        # Counted without being read: a pool may hold a hundred gigabytes.
+        stored = sum(1 for _ in plan.listed())
+        meter.wanted -= stored
+        if wish.progress is not None:
+            wish.progress.skip(stored)
+    return meter
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

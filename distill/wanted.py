@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from distill.protocols import Capabilities, Request, SamplingParams
 from distill.records import Problem, Trace, TraceKey
@@ -27,10 +28,11 @@ def request_seed(seed: int, problem_id: str, index: int, segment: int = 0) -> in
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One trace to buy; with `before`, a cut-off trace to go on from."""
+    """One trace to buy under a limit of tokens; with `before`, a cut-off trace to go on from."""
 
     problem: Problem
     index: int
+    limit: int
     before: Trace | None = None
 
     @property
@@ -40,7 +42,8 @@ class Job:
 
     def request(self, sampling: Sampling, seed: int) -> Request:
         """What the teacher is asked for. A continuation asks for the tokens that are left."""
-        done = self.before.completion_tokens if self.before else 0
+        before = self.before
+        done = before.completion_tokens if before else 0
         problem_id, index, segment = self.key
         return Request(
             key=f"{problem_id}/{index}/{segment}",
@@ -49,11 +52,13 @@ class Job:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens - done,
+                max_tokens=self.limit - done,
                 stop=tuple(sampling.stop),
             ),
             seed=request_seed(seed, problem_id, index, segment),
-            prefix_ids=self.before.token_ids if self.before else None,
+            prefix_ids=before.token_ids if before else None,
+            prefix_text=before.text if before else None,
+            prompt_ids=before.prompt_ids if before else None,
         )
 
 
@@ -63,6 +68,30 @@ def wanted(problems: Sequence[Problem], n: int) -> Iterator[tuple[Problem, int]]
     A policy that stops early or adapts n decides here.
     """
     return ((problem, index) for index in range(n) for problem in problems)
+
+
+def stages(sampling: Sampling) -> list[int]:
+    """The growing limits of tokens, the last of them `max_tokens`."""
+    return [*sampling.limits, sampling.max_tokens]
+
+
+Bar = Literal["full", "engine"]
+"""Why a cut-off trace stays so: the teacher's context is full, or the engine cannot go on."""
+
+
+def barred(trace: Trace, can: Capabilities) -> Bar | None:
+    """What keeps a cut-off trace from being continued; None where nothing does."""
+    if CONTEXT in trace.flags:
+        return "full"
+    if can.prefix and trace.token_ids is not None:
+        return None
+    return None if can.prefill and trace.text else "engine"
+
+
+def next_limit(trace: Trace, sampling: Sampling) -> int | None:
+    """The limit to continue a cut-off trace under; None where it had the highest already."""
+    had = max(trace.max_tokens or 0, trace.completion_tokens)
+    return next((limit for limit in stages(sampling) if limit > had), None)
 
 
 @dataclass(slots=True)
@@ -86,8 +115,9 @@ def lack(
     pool: TracePool,
     can: Capabilities,
     batch_size: int | None,
+    limit: int,
 ) -> Lack:
-    """What is wanted and not in the pool.
+    """What is wanted under a limit of tokens and not in the pool.
 
     With `batch_size` a group is whole or absent: its members depend on the problems and on
     nothing that an interruption could change. Groups end with their index, so that a higher n
@@ -99,10 +129,10 @@ def lack(
         size = batch_size or len(pairs)
         for start in range(0, len(pairs), size):
             some = pairs[start : start + size]
-            begun = [(p, i, _unfinished(p.id, i, sampling, pool, can, found)) for p, i in some]
+            begun = [(p, i, _unfinished(p.id, i, limit, pool, can, found)) for p, i in some]
             for jobs in (
-                [Job(p, i) for p, i in some],
-                [Job(p, i, before) for p, i, before in begun if before],
+                [Job(p, i, limit) for p, i in some],
+                [Job(p, i, limit, before) for p, i, before in begun if before],
             ):
                 new = [job for job in jobs if job.key not in pool]
                 found.keys += [job.key for job in new]
@@ -111,31 +141,28 @@ def lack(
     return found
 
 
-def latest(pool: TracePool, problem_id: str, index: int) -> Trace | None:
-    """The last segment of a sample, which holds the whole of it."""
+def last_segment(pool: TracePool, problem_id: str, index: int) -> int:
+    """The number of a sample's last segment, which holds the whole of it."""
     segment = 0
     while (problem_id, index, segment + 1) in pool:
         segment += 1
-    return pool.get((problem_id, index, segment))
+    return segment
 
 
 def _unfinished(
-    problem_id: str, index: int, sampling: Sampling, pool: TracePool, can: Capabilities, found: Lack
+    problem_id: str, index: int, limit: int, pool: TracePool, can: Capabilities, found: Lack
 ) -> Trace | None:
     """The stored trace that was cut off below the present limit and can be gone on with."""
     last, segment = None, 0
     while pool.is_cut((problem_id, index, segment)):
         trace = pool.get((problem_id, index, segment))
         assert trace is not None
-        if max(trace.max_tokens or 0, trace.completion_tokens) >= sampling.max_tokens:
+        if max(trace.max_tokens or 0, trace.completion_tokens) >= limit:
             break
         last, segment = trace, segment + 1
     if last is None:
         return None
-    if CONTEXT in last.flags:
-        found.full += 1
-        return None
-    if not can.prefix or last.token_ids is None:
-        found.kept_cut += 1
-        return None
-    return last
+    bar = barred(last, can)
+    found.full += bar == "full"
+    found.kept_cut += bar == "engine"
+    return last if bar is None else None

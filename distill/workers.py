@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import models
 from distill.errors import UsageError
 from distill.recipe import Recipe
 from distill.resolve import resolve
+
+if TYPE_CHECKING:
+    from distill.accept import Acceptance
 
 TRAINERS = {"sft": "distill.students.sft:SFT"}
 
@@ -40,6 +43,15 @@ def build_teacher(recipe: Recipe, folder: Path) -> Any:
         ) from error
 
 
+def build_acceptance(recipe: Recipe, folder: Path) -> Acceptance | None:
+    """The recipe's graders and filters for traces that arrive; None where n is fixed."""
+    if recipe.sampling.want is None:
+        return None
+    from distill.accept import Acceptance
+
+    return Acceptance(recipe.grading, recipe.filters, folder)
+
+
 def build_student(trainer: str, folder: Path) -> Any:
     """The trainer that a recipe names, `sft` or a user's class."""
     kind = resolve(trainer, TRAINERS, what="trainer", folder=folder)
@@ -60,6 +72,7 @@ def sample(payload: Mapping[str, Any]) -> None:
         pool_root=Path(payload["pool"]),
         prices=(recipe.teacher.price_in, recipe.teacher.price_out),
         out=Path(payload["out"]),
+        accept=build_acceptance(recipe, folder),
     )
 
 

@@ -843,7 +843,7 @@ def test_progress_counts_traces_and_live_tokens(tmp_path: Path) -> None:
         buy(Streaming(), tmp_path, n=1, progress=progress, seed=3)
         buy(Streaming(), tmp_path, n=2, progress=progress, seed=3)
     assert progress.total == 12
-    assert "tokens 120" in progress.line()
+    assert "120 tokens" in progress.line()
 
 
 def save_model(folder: Path) -> None:

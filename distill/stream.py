@@ -1,0 +1,164 @@
+"""Adaptive sampling without barriers: each problem goes on as soon as its own grade is here."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from distill.accept import Judged
+from distill.adaptive import Adaptive, At
+from distill.buy import Buyer
+from distill.course import LIKELY, Course, Result
+from distill.records import Problem, Trace
+
+BACKLOG = 4
+"""Traces that wait for their grade, for each slot, before nothing new is asked."""
+
+
+class Turns:
+    """Whose turn it is: what is needed in any case, in the order of the problems; then the
+    likeliest. Problems enter one by one, so that the earlier ones are done first."""
+
+    def __init__(self, courses: Sequence[Course]) -> None:
+        self._courses = courses
+        self._heap: list[tuple[float, int]] = []
+        self._listed: set[int] = set()
+        self._next = 0
+
+    def again(self, at: int) -> None:
+        """This problem may have something to ask."""
+        if at < self._next and at not in self._listed:
+            self._push(at)
+
+    def pop(self) -> At | None:
+        """The next request, counted as asked; None while nobody has one."""
+        while True:
+            found = self._best()
+            if found is None:
+                return None
+            at, place = found
+            self._courses[at].asked.append(place)
+            return found
+
+    def _best(self) -> At | None:
+        while self._heap:
+            rank, at = self._heap[0]
+            found = self._courses[at].ask(LIKELY)
+            if found is None:
+                heapq.heappop(self._heap)
+                self._listed.discard(at)
+            elif (now := _rank(found[0])) != rank:
+                heapq.heapreplace(self._heap, (now, at))
+            elif rank > 0 and self._enter():
+                continue
+            else:
+                return at, found[1]
+        return self._best() if self._enter() else None
+
+    def _enter(self) -> bool:
+        """Let the next problem in. False if all are."""
+        while self._next < len(self._courses):
+            self._next += 1
+            if self._courses[self._next - 1].reason is None:
+                self._push(self._next - 1)
+                return True
+        return False
+
+    def _push(self, at: int) -> None:
+        found = self._courses[at].ask(LIKELY)
+        if found is not None:
+            heapq.heappush(self._heap, (_rank(found[0]), at))
+            self._listed.add(at)
+
+
+class Stream:
+    """Buys what the courses ask for, `sampling.concurrency` at a time, and has it graded."""
+
+    def __init__(self, plan: Adaptive, buyer: Buyer) -> None:
+        self.plan, self.buyer = plan, buyer
+        self.turns = Turns(plan.courses)
+        self.slots = buyer.sampling.concurrency
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._arrived: list[tuple[At, Trace]] = []
+        self._in_grading = 0
+        self._grading: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._fault: BaseException | None = None
+
+    async def run(self) -> None:
+        """Until every problem is done. Raises what ends the whole run."""
+        with ThreadPoolExecutor(1, "distill-grade") as thread:
+            try:
+                while True:
+                    self._send()
+                    if self._arrived and self._grading is None:
+                        self._grading = asyncio.create_task(self._grade(thread))
+                        self._grading.add_done_callback(self._ended)
+                    if self._fault is not None:
+                        raise self._fault
+                    if not self._under_way and self._grading is None:
+                        return
+                    await self._wake.wait()
+                    self._wake.clear()
+            finally:
+                tasks = [*self._under_way, *([self._grading] if self._grading else [])]
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _send(self) -> None:
+        waiting = len(self._arrived) + self._in_grading
+        while len(self._under_way) < self.slots and waiting < BACKLOG * self.slots:
+            found = self.turns.pop()
+            if found is None:
+                return
+            trace = self.plan.pool.get(self.plan.key(*found))
+            if trace is not None:
+                self._arrive(found, trace)
+                waiting += 1
+                continue
+            self.plan.count_fresh(found)
+            task = asyncio.create_task(self._buy(found))
+            self._under_way.add(task)
+            task.add_done_callback(self._ended)
+
+    async def _buy(self, found: At) -> None:
+        trace = await self.buyer.buy_one(self.plan.job(*found))
+        if trace is None:
+            self._tell(found, Result(lost=True))
+        else:
+            self._arrive(found, trace)
+
+    def _arrive(self, found: At, trace: Trace) -> None:
+        self._arrived.append((found, trace))
+
+    async def _grade(self, thread: ThreadPoolExecutor) -> None:
+        """Judge all that arrived in a thread, so that no stream waits for a slow grader."""
+        batch, self._arrived = self._arrived, []
+        self._in_grading = len(batch)
+        pairs = [(self.plan.problems[at], trace) for (at, _), trace in batch]
+        judged = await asyncio.get_running_loop().run_in_executor(thread, self._judge, pairs)
+        for (found, trace), judgement in zip(batch, judged, strict=True):
+            self._tell(found, self.plan.result(trace, judgement))
+        self._in_grading = 0
+
+    def _judge(self, pairs: Sequence[tuple[Problem, Trace]]) -> list[Judged]:
+        return list(self.plan.accept.judge(pairs))
+
+    def _tell(self, found: At, result: Result) -> None:
+        self.plan.tell(found, result)
+        self.turns.again(found[0])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if task is self._grading:
+            self._grading = None
+        if not task.cancelled() and task.exception() is not None:
+            self._fault = self._fault or task.exception()
+        self._wake.set()
+
+
+def _rank(chance: float) -> float:
+    return round(1 - chance, 6)
