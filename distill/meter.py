@@ -69,7 +69,9 @@ class Meter:
         self._every, self._clock, self._wall = every_s, clock, wall
         self._lock = threading.Lock()
         self._begin = self._written = clock()
-        self._traces = self._reused = self._failed = self._retries = self._truncated = 0
+        self._traces = self._reused = self._stored = self._failed = self._retries = (
+            self._truncated
+        ) = 0
         self._tokens = self._tokens_reused = self._live = 0
         self._cost = self._cost_reused = 0.0
         self._graded = self._accepted = self._surplus = 0
@@ -130,6 +132,13 @@ class Meter:
         if self.progress is not None and self.want is None:
             self.progress.skip(1)
 
+    def stored(self, count: int) -> None:
+        """So many wanted traces are in the pool and were not read: not to come, and in no mean."""
+        with self._lock:
+            self._stored += count
+        if self.progress is not None and self.want is None:
+            self.progress.skip(count)
+
     def streamed(self, tokens: int) -> None:
         """So many tokens more are under way, from an engine that tells of them (`on_tokens`)."""
         with self._lock:
@@ -187,10 +196,11 @@ class Meter:
             self._rounds += 1
         self._write("round", facts)
 
-    def servers(self, stats: Sequence[Mapping[str, Any]]) -> None:
-        """How each server does now; `up` (a bool) of each is shown, all of it is written down."""
+    def servers(self, stats: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """How each server does now, as `ServerPool.stats` has it; how many are `up` is shown."""
+        rows = stats.get("servers", []) if isinstance(stats, Mapping) else stats
         with self._lock:
-            self._servers = [dict(row) for row in stats]
+            self._servers = [dict(row) for row in rows]
 
     def figures(self) -> dict[str, Any]:
         """All figures now. Times in seconds; None is what cannot be known yet.
@@ -207,7 +217,7 @@ class Meter:
                 "problems_done": len(self._done),
                 "wanted": self.wanted,
                 "traces": self._traces,
-                "reused": self._reused,
+                "reused": self._reused + self._stored,
                 "truncated": self._truncated,
                 "failed": self._failed,
                 "retries": self._retries,
@@ -254,7 +264,7 @@ class Meter:
         The share accepted lately is that of the problems still open: the easy ones have left.
         """
         if self.want is None:
-            return float(max(0, self.wanted - here - self._failed))
+            return float(max(0, self.wanted - here - self._stored - self._failed))
         still = self.problems - len(self._done)
         if still <= 0:
             return 0.0

@@ -65,6 +65,17 @@ def test_a_fixed_number_is_counted_down_at_the_recent_speed() -> None:
     assert figures["tokens_per_accepted"] is None
 
 
+def test_traces_in_the_pool_that_are_not_read_are_neither_to_come_nor_in_a_mean() -> None:
+    clock = Clock()
+    meter = fixed(clock)
+    meter.stored(60)
+    clock.now += 10
+    meter.bought(trace(tokens=100))
+    figures = meter.figures()
+    assert (figures["reused"], figures["tokens"]) == (60, 100)
+    assert (figures["traces_to_come"], figures["tokens_to_come"]) == (39, 3900)
+
+
 def test_the_speed_is_that_of_the_last_minute_and_a_stall_is_seen() -> None:
     clock = Clock()
     meter = fixed(clock)
@@ -266,7 +277,7 @@ def test_the_view(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         meter.stopped("a", "enough", 3, 2)
         meter.retried()
         meter.failed()
-        meter.servers([{"up": True}, {"up": False}])
+        meter.servers({"servers": [{"up": True}, {"up": False}], "waiting": 3})
         assert progress.block() == [
             "sample  1/4 problems 25%  1:00  about 3:00 left",
             "accepted 2 of 3  200 tokens/s  12,000 tokens  6,000 tokens an accepted trace",
