@@ -54,6 +54,9 @@ CAUSES = (
 )
 """What a log says -> what to do."""
 
+NOISE = r"\s*- (leaked|\.\.\. skipped)|nanobind:|See https://nanobind"
+"""What Triton's bindings say at every exit, however a server ended."""
+
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES would list them."""
@@ -371,7 +374,8 @@ def _died_at_start(one: Replica, code: int) -> ModelError:
 
 def tail(one: Replica, count: int = 12) -> str:
     """The lines that name an error first, as causes stand far above the end; then the end."""
-    lines = [line.rstrip()[-400:] for line in _said(one).splitlines() if line.strip()]
+    said = [line.rstrip()[-400:] for line in _said(one).splitlines()]
+    lines = [line for line in said if line.strip() and not re.match(NOISE, line)]
     end = lines[-count:]
     named = [line for line in lines[:-count] if re.search(r"\b\w*(Error|Exception)\b:", line)]
     return "\n".join([*dict.fromkeys(named[-4:]), *end]) or "(nothing)"

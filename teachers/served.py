@@ -73,6 +73,7 @@ class ServedVLLM:
         start_s: float = 1800.0,
         restarts: int = 3,
         timeout_s: float = 1800.0,
+        silence_s: float = 120.0,
         **engine: Any,
     ) -> None:
         self._python = python or sys.executable
@@ -116,6 +117,9 @@ class ServedVLLM:
             base_urls=[f"{url}/v1" for url in self._replicas.urls],
             api_key_env="",
             timeout_s=timeout_s,
+            silence_s=silence_s,
+            # Whether a server will come back is known here: it does not have to be guessed.
+            outage_s=2 * start_s,
             return_token_ids=True,
             extra_body=body,
         )
@@ -138,14 +142,17 @@ class ServedVLLM:
             "quantization": spec.get("quantization"),
             "trust_remote_code": bool(spec.get("trust_remote_code")),
         }
-        if spec.get("timeout_s"):
-            arguments["timeout_s"] = spec["timeout_s"]
+        arguments |= {key: spec[key] for key in ("timeout_s", "silence_s") if spec.get(key)}
         return options.build(cls, arguments, wanted)
 
     @property
     def notes(self) -> list[str]:
         """What happened to the servers, in sentences for the report."""
         return self._replicas.notes
+
+    def stats(self) -> dict[str, Any]:
+        """How each server does, for the live view; see `OpenAITeacher.stats`."""
+        return self._client.stats()
 
     @contextmanager
     def kept(self) -> Iterator[Self]:

@@ -151,14 +151,14 @@ def test_they_start_serve_and_leave_nothing_behind(tmp_path: Path) -> None:
 
 def test_one_that_dies_at_its_start_is_told_with_its_log(tmp_path: Path) -> None:
     pool = servers(tmp_path, environment={"FAKE_START": "die"})
-    with pytest.raises(ModelError, match=r"replica 0 .* ended with exit code 1 before") as error:
+    with pytest.raises(ModelError, match=r"replica \d .* ended with exit code 1 before") as error:
         pool.start()
     said = str(error.value)
     assert "OutOfMemoryError: CUDA out of memory" in said
     assert "Engine core initialization failed" in said
     assert "frame 3 of" not in said
     assert "raise options.tensor_parallel_size" in error.value.hint
-    assert str(tmp_path / "logs" / "replica-0.log") in error.value.hint
+    assert f"the whole log is {tmp_path / 'logs' / 'replica-'}" in error.value.hint
     assert not any(alive(p) for log in (tmp_path / "logs").iterdir() for p in pids_in(log))
 
 
