@@ -216,8 +216,24 @@ def _split_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, Any]], s
             value = yaml.safe_load(raw) if raw else None
         except yaml.YAMLError as error:
             raise RecipeError(f"override '{text}': {error}") from None
-        settings.append((key, _number(value)))
+        settings.append((key, _from_here(_number(value))))
     return settings, variant
+
+
+def _from_here(value: Any) -> Any:
+    """Paths in an override start where the command is typed, not in the recipe's folder."""
+    if isinstance(value, list):
+        return [_from_here(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _from_here(item) for key, item in value.items()}
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    name, colon, attribute = value.partition(":")
+    looks_like_a_path = "/" in name or "." in name
+    path = Path(name)
+    if not looks_like_a_path or path.is_absolute() or not path.exists():
+        return value
+    return f"{path.resolve()}{colon}{attribute}"
 
 
 def _number(value: Any) -> Any:

@@ -117,3 +117,24 @@ def test_every_shipped_recipe_and_variant_is_valid(name: str) -> None:
     assert Recipe.load(name).name == name
     for variant in variants_of(name):
         assert Recipe.load(name, variant=variant).variant == variant
+
+
+def test_a_path_in_an_override_starts_where_the_command_is_typed(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "elsewhere"
+    (here / "data").mkdir(parents=True)
+    (here / "data" / "traces.jsonl").touch()
+    (here / "parts.py").touch()
+    monkeypatch.chdir(here)
+    recipe = Recipe.load(
+        mine,
+        overrides=[
+            "problems.sources=[{file: data/traces.jsonl}]",
+            "teacher=./parts.py:Mine",
+            "student.base=no/such-folder",
+        ],
+    )
+    assert recipe.problems.sources[0].file == str(here / "data" / "traces.jsonl")
+    assert recipe.teacher.engine == f"{here / 'parts.py'}:Mine"
+    assert recipe.student.base == "no/such-folder"
