@@ -26,7 +26,7 @@ from typing import Any
 from distill.errors import StoreError
 from distill.records import Trace, TraceKey, from_row
 from distill.store_folder import PoolLocked, check_content, generation_key, lock, unlock
-from distill.store_index import LEAST_BYTES, IndexWriter, Segment
+from distill.store_index import IndexWriter, Segment
 from distill.store_lines import encode, key_of, whole
 from distill.store_table import Digest, Entries, KeyTable, digest
 from distill.thinking import sanitise
@@ -255,7 +255,7 @@ class TracePool:
         elif segment.shrank():
             raise self._gone(segment)
         segment.scan(into)
-        if new and self._writable and segment.indexed < segment.end >= LEAST_BYTES:
+        if new and self._writable and segment.outgrew_index():
             segment.write_index(into.part(before))
 
     def _note(self, where: Digest, length: int, cut: bool) -> None:

@@ -113,6 +113,10 @@ class Segment:
         size = self.path.stat().st_size
         return size < self.end or (size < self._seen and bool(self._loose))
 
+    def outgrew_index(self) -> bool:
+        """Whether an index of all that is there would spare reading."""
+        return self.indexed < self.end >= LEAST_BYTES
+
     def write_index(self, entries: Entries) -> None:
         """Replace the index by one block of the `entries` before `end`. Failures are logged."""
         entries.truncate(bisect_left(entries.offsets, self.end))
@@ -253,10 +257,19 @@ def _take(index: BinaryIO, into: Entries, count: int, checksum: int, begin: int,
             raise Doubt("it became shorter while it was read") from None
         with memoryview(column) as view, view[before:] as part:
             checksum = zlib.crc32(part, checksum)
-    import numpy as np
-
-    offsets = np.frombuffer(into.offsets, np.uint64)[before:]
-    last = offsets + (np.frombuffer(into.sizes, np.uint64)[before:] >> np.uint64(1))
-    if count and (offsets.min() < begin or (last < offsets).any() or last.max() > end):
+    if not _inside(into, before, begin, end):
         raise Doubt("it points outside its segment")
     return checksum
+
+
+def _inside(entries: Entries, first: int, begin: int, end: int) -> bool:
+    """Whether all entries from `first` on lie between two offsets.
+
+    A function of its own, because its views must be gone before the columns can change again.
+    """
+    import numpy as np
+
+    offsets = np.frombuffer(entries.offsets, np.uint64)[first:]
+    last = offsets + (np.frombuffer(entries.sizes, np.uint64)[first:] >> np.uint64(1))
+    low, high = offsets.min(initial=end), last.max(initial=begin)
+    return bool(low >= begin and high <= end and (last >= offsets).all())
