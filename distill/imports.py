@@ -136,7 +136,7 @@ class _Import:
         if full and problem.id not in self._golds:
             return False
         self.counts["rows"] += 1
-        if problem.gold is None and self.asked.require_gold:
+        if problem.gold is None and self.asked.require_gold and self.spec.gold is not None:
             self.counts["without_gold"] += 1
             self._bad(number, "no reference answer")
             return True
@@ -289,8 +289,8 @@ def _nothing(job: _Import, unread: BadLines) -> DataError:
     if counts["without_gold"] == counts["rows"]:
         return DataError(
             f"no row of {label} has a reference answer",
-            "name its column with traces.gold; or set problems.require_gold: false and keep "
-            "ungraded traces with filters: [..., {correct: {allow: [correct, ungraded]}}, ...]",
+            "name its column with traces.gold; or say that there is none with traces.gold: null "
+            "and keep ungraded traces with filters: [..., {correct: {ungraded: keep}}, ...]",
         )
     why = [f"{count} times: {reason}" for reason, count in job.reasons.most_common(3)]
     if counts["heldout_traces"]:

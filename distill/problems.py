@@ -13,15 +13,19 @@ from typing import Any
 
 from distill.errors import DataError
 from distill.grade.base import version_of
+from distill.grade.gym import gradable
 from distill.records import Problem, write_jsonl
 from distill.resolve import code_version
 from distill.schema import Problems, SourceSpec
-from distill.sources import GYM, BadRow, load_source, read_source, source_callable
+from distill.sources import BadRow, load_source, read_source, source_callable
 from distill.tables import fingerprint
 
 __all__ = ["is_heldout", "load_source", "make_problems", "problems_identity"]
 
 log = logging.getLogger(__name__)
+
+COUNTS = ("rows", "problems", "duplicates", "without_gold", "open", "bad", "heldout")
+"""What is counted of a source: left out `without_gold`, and kept without one (`open`)."""
 
 
 def make_problems(config: Problems, *, folder: Path, out: Path) -> None:
@@ -29,15 +33,18 @@ def make_problems(config: Problems, *, folder: Path, out: Path) -> None:
 
     Writes `problems.jsonl` and `heldout.jsonl` (Problem), `bad.jsonl`
     (`{source, row, reason}`) and `summary.json`. The first of equal problems is kept. `limit`
-    counts both files together. Raises DataError if no problem is left.
+    counts both files together. Problems of a source with `gold: null` are not held out, because
+    an evaluation would have nothing to judge them by. Raises DataError if no problem is left.
     """
     started = time.monotonic()
     maker = _Maker(config, folder)
     problems = maker.all()
     if not problems:
         raise maker.nothing()
-    heldout = [p for p in problems if is_heldout(p.id, config.heldout)]
-    asked = [p for p in problems if not is_heldout(p.id, config.heldout)]
+    asked, heldout = [], []
+    for problem in problems:
+        side = is_heldout(problem.id, config.heldout) and problem.id not in maker.open
+        (heldout if side else asked).append(problem)
     if not asked:
         raise DataError(
             f"all {len(problems)} problems are held out",
@@ -100,12 +107,12 @@ class _Tally:
     problems: int = 0
     duplicates: int = 0
     without_gold: int = 0
+    open: int = 0
     bad: int = 0
     heldout: int = 0
 
     def row(self) -> dict[str, Any]:
-        names = ("rows", "problems", "duplicates", "without_gold", "bad", "heldout", "licence")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in COUNTS}, "licence": self.licence}
 
 
 @dataclass
@@ -119,6 +126,8 @@ class _Maker:
     notes: list[str] = field(default_factory=list)
     found: dict[str, Problem] = field(default_factory=dict)
     tally_of: dict[str, _Tally] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
+    """Ids of the problems whose source says that there is no reference answer."""
     conflicts: int = 0
 
     def all(self) -> list[Problem]:
@@ -152,7 +161,7 @@ class _Maker:
         tally.rows += 1
         if isinstance(item, BadRow):
             self._reject(spec, tally, item)
-        elif not self._gradable(item):
+        elif not (gradable(item) or spec.without_gold or not self.config.require_gold):
             tally.without_gold += 1
             self._record(spec, BadRow(tally.rows - 1, "no reference answer"))
         elif item.id in self.found:
@@ -161,6 +170,9 @@ class _Maker:
         else:
             tally.problems += 1
             self.found[item.id], self.tally_of[item.id] = item, tally
+            if not gradable(item):
+                tally.open += 1
+                self.open |= {item.id} if spec.without_gold else set()
 
     def nothing(self) -> DataError:
         """The error for sources that gave no problem."""
@@ -168,8 +180,8 @@ class _Maker:
         if without:
             return DataError(
                 f"none of the {without} problems has a reference answer",
-                "name its column with `gold:`, or allow problems that cannot be graded with "
-                "problems.require_gold=false",
+                "name its column with `gold:`, or say that there is none with `gold: null` "
+                "(problems.require_gold=false allows it for all sources)",
             )
         reason = f"first: {self.bad[0]['reason']}" if self.bad else "the sources are empty"
         labels = ", ".join(self.tallies)
@@ -178,10 +190,6 @@ class _Maker:
     def note(self, text: str) -> None:
         self.notes.append(text)
         log.warning(text)
-
-    def _gradable(self, problem: Problem) -> bool:
-        has_gold = problem.gold is not None or bool(problem.metadata.get(GYM))
-        return has_gold or not self.config.require_gold
 
     def _reject(self, spec: SourceSpec, tally: _Tally, item: BadRow) -> None:
         tally.bad += 1

@@ -1,5 +1,7 @@
 """The sections of a recipe: every key there is, its default, and where the default is from.
 
+Those that say where problems come from are in `schema_data`, their base is in `section`.
+
 Unknown keys are refused. A field marked `RUNTIME` cannot change the result (concurrency, batch
 size of an engine, number of workers): it stays out of a step's identity, so that changing it
 never repeats work. This module imports no model library.
@@ -10,36 +12,10 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-RUNTIME = "runtime"
-
-R1_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-"""DeepSeek-R1's own advice for mathematics (arXiv 2501.12948; model card)."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are checked on assignment too."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
-
-    def identity(self) -> dict[str, Any]:
-        """This section without its run-time fields: what a step's identity is made of."""
-        plain: dict[str, Any] = {}
-        for name, info in type(self).model_fields.items():
-            if RUNTIME not in info.metadata:
-                plain[name] = _identity_of(getattr(self, name))
-        return plain
-
-
-def _identity_of(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.identity()
-    if isinstance(value, list | tuple):
-        return [_identity_of(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _identity_of(item) for key, item in value.items()}
-    return value
+from distill.schema_data import R1_INSTRUCTION, ImportSpec, Problems, SourceSpec
+from distill.section import RUNTIME, Section
 
 
 class About(Section):
@@ -50,94 +26,6 @@ class About(Section):
     verified: Literal["real weights", "planned only"] = "planned only"
     data: str = ""
     sources: list[str] = Field(default_factory=list)
-
-
-class SourceSpec(Section):
-    """Where problems come from: exactly one of `task`, `dataset`, `file` or `call`."""
-
-    name: str = ""
-    task: str | None = None
-    """A reasoning-gym task, with `config`, `seed` and `size`."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
-    dataset: str | None = None
-    """A data set on the hub or a local folder, with `subset`, `split`, `revision`."""
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    file: str | None = None
-    """A JSONL or Parquet file."""
-    call: str | None = None
-    """`pkg.mod:function` or `file.py:function` that returns problems."""
-    question: str = "problem"
-    """Column with the question's text, or with a list of messages."""
-    gold: str | None = "answer"
-    """Column with the reference answer; null for problems without one."""
-    size: int | None = Field(default=None, ge=1)
-    rows: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
-    """About how many there are, for a plan made before the data is here."""
-    difficulty: str | None = None
-    """A label for the report, or with a leading `=` the column that holds it."""
-    licence: str = ""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> SourceSpec:
-        given = [k for k in ("task", "dataset", "file", "call") if getattr(self, k)]
-        if len(given) != 1:
-            raise ValueError(
-                f"a source needs exactly one of task, dataset, file, call; found {given or 'none'}"
-            )
-        if self.task and not self.size:
-            raise ValueError(f"source task '{self.task}' needs a size")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name under which the report counts this source."""
-        return self.name or self.task or self.dataset or self.file or self.call or ""
-
-
-class Problems(Section):
-    """The questions, and how they are asked."""
-
-    sources: list[SourceSpec] = Field(default_factory=list)
-    instruction: str = R1_INSTRUCTION
-    """Appended to every question on a line of its own."""
-    system: str | None = None
-    """R1 was used without a system prompt (model card)."""
-    limit: int | None = Field(default=None, ge=1)
-    heldout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the problems, chosen by hash of the problem, that is kept for evaluation."""
-    require_gold: bool = True
-    """Refuse problems that no grader could judge."""
-
-
-class ImportSpec(Section):
-    """Published traces to start from instead of a teacher."""
-
-    dataset: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    file: str | None = None
-    format: Literal["auto", "generations", "single", "messages", "sharegpt"] = "auto"
-    question: str = "problem"
-    gold: str | None = "answer"
-    trace: str | None = None
-    """Column with the trace or the list of traces; found by `format` where not given."""
-    teacher: str = ""
-    """Who made them, for the report."""
-    open_tag: str = "<think>"
-    close_tag: str = "</think>"
-    limit: int | None = Field(default=None, ge=1)
-    licence: str = ""
-    heldout: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> ImportSpec:
-        if bool(self.dataset) == bool(self.file):
-            raise ValueError("traces need exactly one of dataset, file")
-        return self
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -276,6 +164,21 @@ class Selection(Section):
     per_problem: int = Field(default=1, ge=1)
     by: Literal["shortest", "longest", "random"] = "random"
     max_examples: int | None = Field(default=None, ge=1)
+    mix: dict[str, float] = Field(default_factory=dict)
+    """Source -> its share of the examples (numbers below 1 that sum to 1), or source -> at most so
+    many examples of it (whole numbers). R1: `{reasoning: 0.75, general: 0.25}` (v1, 2.3.3)."""
+
+    @model_validator(mode="after")
+    def _shares_or_counts(self) -> Selection:
+        values = self.mix.values()
+        shares = all(0 < v < 1 for v in values) and abs(sum(values) - 1) < 1e-3
+        counts = all(v >= 1 and v == int(v) for v in values)
+        if values and not shares and not counts:
+            raise ValueError(
+                "mix holds shares below 1 that sum to 1, or whole numbers of examples; "
+                f"found {dict(self.mix)}"
+            )
+        return self
 
 
 class StudentSpec(Section):
@@ -401,6 +304,7 @@ def as_student(value: Any) -> Any:
 
 __all__ = [
     "DEFAULT_FILTERS",
+    "R1_INSTRUCTION",
     "RUNTIME",
     "About",
     "Evaluation",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from distill.errors import DataError
 from distill.export import Columns, write_parquet
 from distill.filter.text import CHARS_PER_TOKEN
+from distill.mix import by_share, quotas
 from distill.records import (
     Example,
     Problem,
@@ -51,6 +52,7 @@ class Candidate:
     tokens: int
     counted: bool
     offset: int
+    source: str = ""
 
 
 def select_traces(
@@ -71,26 +73,34 @@ def select_traces(
     """
     start = time.monotonic()
     asked = {p.id: p for p in read_records(Problem, problems)}
-    candidates = _candidates(asked, traces, verdicts)
-    chosen = choose(candidates, config, seed)
-    if not chosen:
+    best = best_of(_candidates(asked, traces, verdicts), config, seed)
+    if not best:
         raise _nothing_left(verdicts)
+    chosen = mixed(best, config, seed)
     chosen.sort(key=lambda c: _draw(seed, "shuffle", c.problem_id, c.index))
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "dataset.jsonl", _examples(chosen, asked, traces))
     write_parquet(out / "dataset.parquet", read_jsonl(out / "dataset.jsonl"), COLUMNS)
-    keys = {(c.problem_id, c.index) for c in chosen}
-    write_jsonl(out / "verdicts.jsonl", _final(verdicts, keys, config))
+    write_jsonl(out / "verdicts.jsonl", _final(verdicts, best, chosen, config))
     summary = _summary(out / "verdicts.jsonl", asked, chosen)
+    if config.mix:
+        summary["mix"] = mix_summary(best, chosen, config)
+        summary["notes"] += mix_notes(summary["mix"], config)
     summary["seconds"] = round(time.monotonic() - start, 3)
     write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
 
 def choose(candidates: Iterable[Candidate], config: Selection, seed: int) -> list[Candidate]:
-    """The candidates to train on, in the order of their problems.
+    """The candidates to train on: the best of each problem, mixed over the sources."""
+    return mixed(best_of(candidates, config, seed), config, seed)
 
-    Ties of `shortest` and `longest` go to the smaller sample index. `max_examples` keeps whole
-    problems in the order of their hash; the last one may lose some of its traces.
+
+def best_of(
+    candidates: Iterable[Candidate], config: Selection, seed: int
+) -> dict[str, list[Candidate]]:
+    """Up to `per_problem` candidates of each problem, in the order of the problems.
+
+    Ties of `shortest` and `longest` go to the smaller sample index.
     """
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -100,11 +110,69 @@ def choose(candidates: Iterable[Candidate], config: Selection, seed: int) -> lis
         "longest": lambda c: (-c.tokens, c.index),
         "random": lambda c: (_draw(seed, "sample", c.problem_id, c.index), c.index),
     }[config.by]
-    best = {key: sorted(group, key=order)[: config.per_problem] for key, group in groups.items()}
-    if config.max_examples is None:
+    return {key: sorted(group, key=order)[: config.per_problem] for key, group in groups.items()}
+
+
+def mixed(best: Mapping[str, Sequence[Candidate]], config: Selection, seed: int) -> list[Candidate]:
+    """What `mix` and `max_examples` leave of `best`.
+
+    They keep whole problems in the order of their hash, so that a larger number only adds; the
+    last problem of a source may lose some of its traces.
+    """
+    if config.max_examples is None and not config.mix:
         return [c for group in best.values() for c in group]
     by_hash = sorted(best, key=lambda key: _draw(seed, "problem", key))
-    return [c for key in by_hash for c in best[key]][: config.max_examples]
+    chosen = [c for key in by_hash for c in best[key]]
+    if config.mix:
+        room = quotas(Counter(c.source for c in chosen), config.mix, config.max_examples)
+        taken: Counter[str] = Counter()
+        kept = []
+        for candidate in chosen:
+            taken[candidate.source] += 1
+            if taken[candidate.source] <= room[candidate.source]:
+                kept.append(candidate)
+        chosen = kept
+    return chosen[: config.max_examples]
+
+
+def mix_summary(
+    best: Mapping[str, Sequence[Candidate]], chosen: Sequence[Candidate], config: Selection
+) -> dict[str, dict[str, float]]:
+    """For each source what was wanted (None: not named), there to be had, and taken."""
+    available = Counter(c.source for group in best.values() for c in group)
+    taken = Counter(c.source for c in chosen)
+    return {
+        name: {
+            "wanted": config.mix.get(name),
+            "available": available[name],
+            "selected": taken[name],
+        }
+        for name in [*config.mix, *sorted(available.keys() - config.mix.keys())]
+    }
+
+
+def mix_notes(mix: Mapping[str, Mapping[str, Any]], config: Selection) -> list[str]:
+    """What a reader must know about a mix that did not come out as written."""
+    if not by_share(config.mix):
+        return [
+            f"source '{name}' gave {row['available']:,} of the {int(row['wanted']):,} examples "
+            "that the mix wants"
+            for name, row in mix.items()
+            if row["wanted"] and row["available"] < row["wanted"]
+        ]
+    notes = [
+        f"source '{name}' has no share in the mix: its {row['available']:,} examples were left out"
+        for name, row in mix.items()
+        if not row["wanted"]
+    ]
+    scarce = [n for n, row in mix.items() if row["wanted"] and row["selected"] == row["available"]]
+    left = sum(row["available"] - row["selected"] for row in mix.values() if row["wanted"])
+    if scarce and left:
+        notes.append(
+            f"the mix is as large as source '{scarce[0]}' allows: {left:,} examples of the others "
+            "were left out"
+        )
+    return notes
 
 
 def _draw(seed: int, *what: object) -> bytes:
@@ -112,7 +180,9 @@ def _draw(seed: int, *what: object) -> bytes:
     return hashlib.sha256("\0".join(map(str, (seed, *what))).encode()).digest()
 
 
-def _candidates(problems: Container[str], traces: Path, verdicts: Path) -> Iterator[Candidate]:
+def _candidates(
+    problems: Mapping[str, Problem], traces: Path, verdicts: Path
+) -> Iterator[Candidate]:
     """The kept traces. Verdicts and traces stand in the same order."""
     rows = _lines(traces)
     for verdict in read_records(Verdict, verdicts):
@@ -132,7 +202,10 @@ def _candidates(problems: Container[str], traces: Path, verdicts: Path) -> Itera
         if verdict.kept:
             counted = int(row.get("completion_tokens") or 0)
             tokens = counted or round(len(row.get("text", "")) / CHARS_PER_TOKEN)
-            yield Candidate(verdict.problem_id, verdict.index, tokens, bool(counted), offset)
+            source = problems[verdict.problem_id].source
+            yield Candidate(
+                verdict.problem_id, verdict.index, tokens, bool(counted), offset, source
+            )
     if next(rows, None) is not None:
         raise DataError(f"{traces} has more traces than {verdicts} verdicts", "filter them again")
 
@@ -164,12 +237,26 @@ def _examples(
             )
 
 
-def _final(verdicts: Path, chosen: set[tuple[str, int]], config: Selection) -> Iterator[Verdict]:
+def _final(
+    verdicts: Path,
+    best: Mapping[str, Sequence[Candidate]],
+    chosen: Sequence[Candidate],
+    config: Selection,
+) -> Iterator[Verdict]:
     """All verdicts; a kept trace that was not chosen is dropped by `select`."""
+    keys = {(c.problem_id, c.index) for c in chosen}
+    among = {(c.problem_id, c.index): c.source for group in best.values() for c in group}
+    taken = Counter(c.source for c in chosen)
     limit = f", at most {config.max_examples} examples" if config.max_examples else ""
-    reason = f"not among the {config.per_problem} chosen per problem ({config.by}){limit}"
     for verdict in read_records(Verdict, verdicts):
-        if verdict.kept and (verdict.problem_id, verdict.index) not in chosen:
+        key = (verdict.problem_id, verdict.index)
+        if verdict.kept and key not in keys:
+            source = among.get(key)
+            if source is not None and config.mix:
+                reason = f"not among the {taken[source]} examples of '{source}' in the mix{limit}"
+            else:
+                per = f"{config.per_problem} chosen per problem ({config.by})"
+                reason = f"not among the {per}{limit}"
             verdict = replace(verdict, kept=False, filter="select", reason=reason)
         yield verdict
 

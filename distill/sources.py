@@ -50,11 +50,14 @@ def read_source(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[
     return _table(spec, problems, folder)
 
 
-def ask(question: str | Sequence[Message], problems: Problems) -> tuple[Message, ...]:
+def ask(
+    question: str | Sequence[Message], problems: Problems, instruction: str | None = None
+) -> tuple[Message, ...]:
     """The messages of a question: system prompt first, instruction on a line of its own at the end.
 
     Of a conversation, what follows its last user message is left out; a system message of its own
-    stays instead of the recipe's. Raises ValueError for a question without text.
+    stays instead of the recipe's. `instruction` is a source's own, instead of the recipe's. Raises
+    ValueError for a question without text.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     plain = [_message(m) for m in messages]
@@ -62,9 +65,10 @@ def ask(question: str | Sequence[Message], problems: Problems) -> tuple[Message,
         plain.pop()
     if not plain or not plain[-1]["content"].strip():
         raise ValueError("the question is empty")
-    if problems.instruction:
+    instruction = problems.instruction if instruction is None else instruction
+    if instruction:
         last = plain[-1]["content"].rstrip()
-        plain[-1] = {"role": "user", "content": f"{last}\n{problems.instruction}"}
+        plain[-1] = {"role": "user", "content": f"{last}\n{instruction}"}
     if problems.system and plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": problems.system})
     return tuple(plain)
@@ -106,7 +110,7 @@ def _problem(
 ) -> Problem:
     if not isinstance(question, str | list | tuple):
         raise ValueError(f"the question is a {type(question).__name__}, expected text or messages")
-    messages = ask(question, problems)
+    messages = ask(question, problems, spec.instruction)
     if isinstance(question, str):
         statement = question.strip()
     else:

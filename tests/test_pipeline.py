@@ -163,12 +163,16 @@ def test_published_traces_take_the_teachers_place(tmp_path: Path) -> None:
     assert "sample" not in record["steps"]
 
 
-def test_problems_without_gold_are_refused_or_ungraded(tmp_path: Path) -> None:
+def test_problems_that_nothing_could_grade_are_refused_before_they_are_sampled(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "open.jsonl"
     path.write_text('{"question": "Why?"}\n{"question": "How?"}\n')
     sources = [{"file": str(path), "question": "question", "gold": None}]
-    with pytest.raises(DataError, match="gold"):
-        select(tmp_path, Counting(), problems={"sources": sources})
+    teacher = Counting()
+    with pytest.raises(UsageError, match="no gold answers"):
+        select(tmp_path, teacher, problems={"sources": sources})
+    assert teacher.asked == []
 
 
 def test_nothing_selected_is_an_error_that_says_why(tmp_path: Path) -> None:

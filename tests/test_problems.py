@@ -52,6 +52,7 @@ def test_a_file_of_problems(tmp_path: Path) -> None:
         "problems": 4,
         "duplicates": 0,
         "without_gold": 0,
+        "open": 0,
         "bad": 0,
         "heldout": 0,
         "licence": "MIT",
@@ -86,14 +87,36 @@ def test_duplicates_conflicts_and_bad_rows_are_counted_and_written_out(tmp_path:
 
 
 def test_problems_without_gold_are_refused_or_allowed(tmp_path: Path) -> None:
+    rows = [{"problem": "Why?", "answer": None}, {"problem": "How?", "answer": ""}]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        made(tmp_path, {"file": "p.jsonl"})
+    assert "gold: null" in caught.value.hint
     write_jsonl(tmp_path / "p.jsonl", [{"problem": "Why?"}, {"problem": "How?"}])
     with pytest.raises(DataError, match="no column 'answer'"):
         made(tmp_path, {"file": "p.jsonl"})
-    with pytest.raises(DataError) as caught:
-        made(tmp_path, {"file": "p.jsonl", "gold": None})
-    assert "problems.require_gold=false" in caught.value.hint
     problems, *_ = made(tmp_path, {"file": "p.jsonl", "gold": None}, require_gold=False)
     assert [p.gold for p in problems] == [None, None]
+
+
+def test_a_source_without_gold_beside_one_with_it(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "open.jsonl", [{"problem": f"Why {i}?"} for i in range(40)])
+    sums = [{"problem": f"{i}+{i}?", "answer": str(2 * i)} for i in range(40)]
+    write_jsonl(tmp_path / "sums.jsonl", [*sums, {"problem": "no gold", "answer": None}])
+    general = {"file": "open.jsonl", "gold": None, "name": "general", "instruction": ""}
+    problems, heldout, bad, summary = made(
+        tmp_path, {"file": "sums.jsonl", "name": "sums"}, general, heldout=0.5
+    )
+    by_source = {name: [p for p in problems if p.source == name] for name in ("sums", "general")}
+    assert len(by_source["general"]) == 40  # none of them could be evaluated
+    assert {p.source for p in heldout} == {"sums"}
+    assert len(by_source["sums"]) + len(heldout) == 40
+    assert by_source["general"][0].messages[0]["content"] == "Why 0?"
+    assert "\\boxed" in by_source["sums"][0].messages[0]["content"]
+    assert [row["reason"] for row in bad] == ["no reference answer"]
+    counts = summary["sources"]
+    assert (counts["general"]["open"], counts["general"]["without_gold"]) == (40, 0)
+    assert (counts["sums"]["open"], counts["sums"]["without_gold"]) == (0, 1)
 
 
 def test_wrong_column_names_the_nearest_and_empty_data_is_an_error(tmp_path: Path) -> None:

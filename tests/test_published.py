@@ -367,7 +367,7 @@ def test_rows_without_reference_answers_are_refused_or_allowed(tmp_path: Path) -
     with pytest.raises(DataError) as caught:
         Imported(tmp_path, [STRATOS], {})
     assert "no row of rows.jsonl has a reference answer" in caught.value.message
-    assert "require_gold: false" in caught.value.hint
+    assert "traces.gold: null" in caught.value.hint
     found = Imported(tmp_path, [STRATOS], {}, require_gold=False)
     assert found.problems[0].gold is None
     assert found.traces[0].text == "<think>\nWait.\n</think>\n\n\\boxed{4}"

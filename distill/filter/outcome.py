@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from distill.errors import UsageError
+from distill.grade.gym import gradable
 from distill.records import OUTCOMES, Grade, Problem, Trace
 
 
@@ -28,25 +30,36 @@ class Truncated:
 class Correct:
     """Keeps traces whose outcome is in `allow`; by default only `correct` ones.
 
-    R1's general part (arXiv 2501.12948v1, section 2.3.3) was not graded by a rule:
-    `correct: {allow: [correct, ungraded]}` keeps such traces too.
+    With `ungraded: keep` traces pass too that nothing judged because their problem has neither a
+    reference answer nor a scorer, as in R1's general part (arXiv 2501.12948v1, section 2.3.3). A
+    trace that should have been graded and was not is dropped all the same; `allow: [correct,
+    ungraded]` would keep it.
     """
 
     version = "1"
 
-    def __init__(self, allow: Sequence[str] = ("correct",)) -> None:
+    def __init__(
+        self, allow: Sequence[str] = ("correct",), ungraded: Literal["drop", "keep"] = "drop"
+    ) -> None:
         unknown = [name for name in allow if name not in OUTCOMES]
         if isinstance(allow, str) or unknown:
             raise UsageError(
                 f"filter 'correct': allow = {allow!r}",
                 f"allow is a list of outcomes: {', '.join(OUTCOMES)}",
             )
+        if ungraded not in ("drop", "keep"):
+            raise UsageError(f"filter 'correct': ungraded = {ungraded!r}", "it is drop or keep")
         self.allow = tuple(allow)
+        self.keeps_ungraded = ungraded == "keep"
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         if grade.outcome in self.allow:
             return None
+        if self.keeps_ungraded and grade.outcome == "ungraded" and not gradable(problem):
+            return None
         if grade.outcome == "wrong":
+            if problem.gold is None and grade.detail:
+                return f"wrong: {_short(grade.detail)}"
             return f"wrong: {_short(grade.extracted)} instead of {_short(problem.gold)}"
         return f"{grade.outcome}: {_short(grade.detail)}" if grade.detail else grade.outcome
 

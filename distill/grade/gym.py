@@ -22,6 +22,11 @@ _TAGS = ("__tuple__", "__set__", "__dict__")
 _scorers: dict[tuple[str, str], Any] = {}
 
 
+def gradable(problem: Problem) -> bool:
+    """Whether a rule can grade answers to it: by a reference answer or by its task's scorer."""
+    return problem.gold is not None or bool(problem.metadata.get(KEY))
+
+
 def pack(value: Any) -> Any:
     """A JSON-safe copy of an entry; tuples, sets and non-text keys are tagged, not flattened.
 

@@ -11,14 +11,18 @@ from typing import Any
 from distill.errors import UsageError
 from distill.grade.base import Custom, StagedGrader
 from distill.resolve import code_version, resolve
-from distill.schema import Grading
+from distill.schema import Grading, PartSpec
 
 KNOWN = {
     "auto": "distill.grade.auto:Auto",
     "math": "distill.grade.math:Math",
     "exact": "distill.grade.exact:Exact",
     "reasoning_gym": "distill.grade.gym:ReasoningGym",
+    "judge": "distill.grade.judge:ModelJudge",
 }
+
+JUDGE = "judge"
+"""The grader that asks a model: a stage of its own after the others, never in a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,32 @@ class GraderSpec:
 
 
 def specs_of(config: Grading, folder: Path) -> list[GraderSpec]:
-    """The recipe's graders, in the order in which they are asked."""
-    return [GraderSpec(part.name, dict(part.params), str(folder)) for part in config.graders]
+    """The recipe's graders without its judge models, in the order in which they are asked."""
+    return [
+        GraderSpec(part.name, dict(part.params), str(folder))
+        for part in config.graders
+        if part.name != JUDGE
+    ]
+
+
+def rules_of(config: Grading) -> Grading:
+    """The same grading without judge models."""
+    return config.model_copy(
+        update={"graders": [part for part in config.graders if part.name != JUDGE]}
+    )
+
+
+def judges_of(config: Grading) -> list[PartSpec]:
+    """The recipe's judge models. Raises UsageError where a grader comes after one of them."""
+    names = [part.name for part in config.graders]
+    judges = [part for part in config.graders if part.name == JUDGE]
+    after = names[len(names) - len(judges) :]
+    if any(name != JUDGE for name in after):
+        raise UsageError(
+            f"grading.graders: {', '.join(names)}",
+            "a judge is asked about what the other graders left open: name it last",
+        )
+    return judges
 
 
 def build(spec: GraderSpec) -> StagedGrader:

@@ -1,6 +1,7 @@
 """The grade step: one judgement for every trace, in the order of the traces.
 
-`Judge` is the service (the evaluation uses it too); `grade_traces` is the step around it.
+`Judge` is the service that asks the rules (the evaluation uses it too); `grade_traces` is the step
+around it, in which judge models are asked about what the rules left open.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ import dataclasses
 import json
 import logging
 import time
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import child
+from distill.errors import UsageError
+from distill.grade import judge
 from distill.grade.base import UNDECIDED, Check, Custom, StagedGrader
-from distill.grade.parts import build_all, specs_of
+from distill.grade.parts import build_all, judges_of, rules_of, specs_of
 from distill.grade.pool import GraderPool, default_workers
+from distill.grade.tally import Graded, Tally
 from distill.records import (
-    OUTCOMES,
     Grade,
     Problem,
     Trace,
     from_row,
     read_jsonl,
     read_records,
-    to_row,
     write_jsonl,
 )
 from distill.schema import Grading
@@ -40,6 +43,9 @@ WINDOW = 128
 """Traces per worker that are looked at ahead of the one that is due."""
 
 CACHE = 100_000
+
+BATCH, HEAVY_BATCH = 4096, 100_000
+"""Traces put to a judge at a time: a served one, and one that is loaded anew each time."""
 
 
 @dataclass(slots=True)
@@ -177,28 +183,61 @@ class Judge:
 
 
 def grade_traces(
-    config: Grading, problems_file: Path, traces_file: Path, out: Path, *, folder: Path
+    config: Grading,
+    problems_file: Path,
+    traces_file: Path,
+    out: Path,
+    *,
+    folder: Path,
+    pool_root: Path | None = None,
+    seed: int = 0,
 ) -> None:
     """Write `grades.jsonl` (`{problem_id, index, segment, ...Grade}`) and `summary.json`.
 
     Reads the traces as a stream; holds all problems. `folder` is where the paths of a user's
-    graders start.
+    graders start. Judge models keep their replies in `pool_root`, sampled with `seed`; one that
+    is held in memory works in a child process.
     """
+    specs = [judge.JudgeSpec.of(part) for part in judges_of(config)]
+    if specs and pool_root is None:
+        raise UsageError("a judge model needs a trace pool for its replies", "pass pool_root")
+    payload = {
+        "grading": config.model_dump(mode="json"),
+        "problems": str(problems_file),
+        "traces": str(traces_file),
+        "out": str(out),
+        "folder": str(folder),
+        "pool": str(pool_root or ""),
+        "seed": seed,
+    }
+    if any(judge.embedded(spec) for spec in specs):
+        child.call("distill.grade.run:main", payload)
+    else:
+        main(payload)
+
+
+def main(payload: Mapping[str, Any]) -> None:
+    """The step from a plain payload, in this process."""
     started = time.monotonic()
-    problems = {problem.id: problem for problem in read_records(Problem, problems_file)}
-    tally = _Tally()
-    with Judge(config, folder) as judge:
-        rows = _rows(judge, problems, traces_file, tally)
-        write_jsonl(out / "grades.jsonl", rows)
-        summary = tally.summary(judge)
+    config, folder = Grading.model_validate(payload["grading"]), Path(payload["folder"])
+    out, pool, seed = Path(payload["out"]), Path(payload["pool"]), payload["seed"]
+    problems = {p.id: p for p in read_records(Problem, Path(payload["problems"]))}
+    judges = [
+        judge.ModelJudge(judge.JudgeSpec.of(part), folder, pool_root=pool, seed=seed)
+        for part in judges_of(config)
+    ]
+    tally = Tally(judges)
+    with Judge(config, folder) as rules:
+        graded = _graded(rules, problems, Path(payload["traces"]))
+        write_jsonl(out / "grades.jsonl", tally.over(_judged(graded, judges)))
+        summary = tally.summary(rules.graders, rules.pool.killed)
     summary["seconds"] = round(time.monotonic() - started, 3)
     text = json.dumps(summary, ensure_ascii=False, indent=1)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _rows(
-    judge: Judge, problems: dict[str, Problem], traces_file: Path, tally: _Tally
-) -> Iterator[dict[str, Any]]:
+def _graded(rules: Judge, problems: dict[str, Problem], traces_file: Path) -> Iterator[Graded]:
+    """Every trace with what the rules say of it, in the order of the file."""
     from distill.progress import Progress
 
     ahead: deque[tuple[Problem, Trace]] = deque()
@@ -213,71 +252,56 @@ def _rows(
     with traces_file.open("rb") as file:
         total = sum(1 for _ in file)
     with Progress("grade", total, "traces") as progress:
-        for grade in judge.grade_many(pairs()):
+        for grade in rules.grade_many(pairs()):
             problem, trace = ahead.popleft()
-            if problem.id not in problems:
-                grade = dataclasses.replace(grade, outcome="error", detail="no such problem")
-            tally.add(problem, grade)
-            progress.update(1)
             head = {"problem_id": trace.problem_id, "index": trace.index, "segment": trace.segment}
-            yield {**head, **to_row(grade)}
+            progress.update(1)
+            if problem.id in problems:
+                yield Graded(problem, head, grade, trace)
+            else:
+                grade = dataclasses.replace(grade, outcome="error", detail="no such problem")
+                yield Graded(problem, head, grade)
 
 
-class _Tally:
-    """What the summary says; holds two numbers for each problem."""
+def _judged(graded: Iterable[Graded], judges: Sequence[judge.ModelJudge]) -> Iterator[Graded]:
+    """The same in the same order, once the judges were asked about what the rules left open.
 
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.by_source: dict[str, Counter[str]] = defaultdict(Counter)
-        self.correct: Counter[str] = Counter()
-        self.judged: Counter[str] = Counter()
-
-    def add(self, problem: Problem, grade: Grade) -> None:
-        self.outcomes[grade.outcome] += 1
-        self.by_source[problem.source][grade.outcome] += 1
-        if grade.outcome != "ungraded":
-            self.judged[problem.id] += 1
-            self.correct[problem.id] += grade.correct
-
-    def summary(self, judge: Judge) -> dict[str, Any]:
-        total = sum(self.outcomes.values())
-        return {
-            "traces": total,
-            "outcomes": {name: self.outcomes[name] for name in OUTCOMES},
-            "by_source": {
-                source: {name: counts[name] for name in OUTCOMES}
-                for source, counts in sorted(self.by_source.items())
-            },
-            "pass_rate_histogram": self.histogram(),
-            "problems_with_correct": sum(1 for count in self.correct.values() if count),
-            "grader": ", ".join(grader.name for grader in judge.graders),
-            "versions": {grader.name: grader.version for grader in judge.graders},
-            "workers_killed": judge.pool.killed,
-            "notes": self.notes(judge),
-        }
-
-    def histogram(self) -> list[int]:
-        """Problems by pass rate 0, 0.1, ... 1; only 0 and 1 themselves are in the end bins."""
-        bins = [0] * 11
-        for problem, judged in self.judged.items():
-            rate = self.correct[problem] / judged
-            bins[round(rate * 10) if rate in (0, 1) else min(9, max(1, round(rate * 10)))] += 1
-        return bins
-
-    def notes(self, judge: Judge) -> list[str]:
-        found = []
-        if self.outcomes["error"]:
-            found.append(
-                f"{self.outcomes['error']} traces could not be judged; first: {judge.first_error}"
-            )
-        if self.outcomes["ungraded"]:
-            found.append(f"{self.outcomes['ungraded']} traces had nothing to be judged by")
-        for note in found:
-            log.warning(note)
-        return found
+    They are asked in batches; an engine that is loaded for each batch gets larger ones.
+    """
+    heavy = any(judge.embedded(one.spec) for one in judges)
+    most = HEAVY_BATCH if heavy else BATCH
+    held: list[Graded] = []
+    waiting = 0
+    for item in graded:
+        if item.trace is not None and any(one.wants(item.grade) for one in judges):
+            waiting += 1
+        else:
+            item.trace = None  # thousands of whole traces would not fit
+        held.append(item)
+        if waiting >= most or len(held) >= 8 * most or not judges:
+            yield from _asked(held, judges)
+            held, waiting = [], 0
+    yield from _asked(held, judges)
 
 
-def grading_identity(config: Grading, folder: Path) -> dict[str, Any]:
-    """What a grade depends on: the section of the recipe, and every grader's version."""
+def _asked(held: list[Graded], judges: Sequence[judge.ModelJudge]) -> list[Graded]:
+    for one in judges:
+        chosen = [item for item in held if item.trace is not None and one.wants(item.grade)]
+        pairs = [(item.problem, item.trace) for item in chosen if item.trace is not None]
+        for item, grade in zip(chosen, one.grade_many(pairs), strict=True):
+            item.grade = grade
+    return held
+
+
+def grading_identity(config: Grading, folder: Path, hashes: Path | None = None) -> dict[str, Any]:
+    """What a grade depends on: the section of the recipe, and every grader's version.
+
+    `hashes` is where the hashes of a local judge's weights are remembered.
+    """
+    rules = rules_of(config)
     versions = [grader.version for grader in build_all(specs_of(config, folder))]
-    return {**config.identity(), "versions": versions}
+    identity = {**rules.identity(), "versions": versions}
+    specs = [judge.JudgeSpec.of(part) for part in judges_of(config)]
+    if specs:
+        identity["judges"] = [judge.judge_identity(spec, folder, hashes) for spec in specs]
+    return identity

@@ -1,0 +1,75 @@
+"""Whether the sections of a recipe agree, found out before anything is paid for.
+
+Problems without reference answers need a judge, a grader of one's own or a filter that lets
+ungraded traces pass, or all their traces are bought for nothing; a mix must name sources.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from distill.errors import UsageError
+from distill.filter.outcome import Correct
+from distill.filter.parts import build
+from distill.grade.judge import JudgeSpec
+from distill.grade.parts import KNOWN, judges_of
+from distill.recipe import Recipe
+
+
+def check_agreement(recipe: Recipe) -> None:
+    """Raise UsageError where one section asks for what another makes impossible."""
+    for part in judges_of(recipe.grading):
+        JudgeSpec.of(part)
+    _check_open_problems(recipe)
+    _check_mix(recipe)
+
+
+def open_sources(recipe: Recipe) -> list[str]:
+    """Sources of the recipe that say `gold: null`."""
+    if recipe.traces is not None:
+        traces = recipe.traces
+        return [traces.dataset or traces.file or "traces"] if traces.gold is None else []
+    return [source.label for source in recipe.problems.sources if source.without_gold]
+
+
+def keeps_ungraded(recipe: Recipe) -> bool:
+    """Whether traces of problems without reference answers get past the filter `correct`."""
+    chain = [part.call for part in build(recipe.filters, recipe.folder)]
+    corrects = [call for call in chain if isinstance(call, Correct)]
+    return all(call.keeps_ungraded or "ungraded" in call.allow for call in corrects)
+
+
+def _check_open_problems(recipe: Recipe) -> None:
+    sources = open_sources(recipe)
+    if not sources or not recipe.problems.require_gold or keeps_ungraded(recipe):
+        return
+    judged = any(part.name == "judge" or part.name not in KNOWN for part in recipe.grading.graders)
+    if not judged:
+        raise UsageError(
+            f"source '{sources[0]}' has no gold answers, so none of its traces would be kept: "
+            "nothing grades them, and the filter 'correct' drops what is ungraded",
+            "add a judge to grading.graders, or keep them with {correct: {ungraded: keep}}",
+        )
+    if recipe.sampling.want is not None and recipe.traces is None:
+        raise UsageError(
+            f"sampling.want counts accepted traces while it samples, and those of source "
+            f"'{sources[0]}' are judged only afterwards",
+            "let them count with {correct: {ungraded: keep}} (what the judge finds wrong is "
+            "dropped all the same), or sample a fixed n",
+        )
+
+
+def _check_mix(recipe: Recipe) -> None:
+    if not recipe.select.mix or recipe.traces is not None:
+        return
+    if any(source.call and not source.name for source in recipe.problems.sources):
+        return  # its problems may carry sources of their own
+    known = list(dict.fromkeys(source.label for source in recipe.problems.sources))
+    for name in recipe.select.mix:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            nearest = f"; did you mean '{close[0]}'?" if close else ""
+            raise UsageError(
+                f"select.mix names a source '{name}' that there is not{nearest}",
+                f"sources: {', '.join(known) or 'none'}; give one a name with `name:`",
+            )
