@@ -13,7 +13,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -30,6 +30,8 @@ LEAST = 4
 """No problem is given up on fewer samples, whatever `give_up` is."""
 ROUND_SHARE = 0.25
 """Of what is left of a budget, one round gets so much: grades change where the rest goes."""
+ROUND_LEAST = 0.02
+"""And at least so much of the whole budget: waiting for a round's last sample costs time."""
 LENGTH_WEIGHT = 2.0
 """The pooled mean length counts like so many samples of a problem's own."""
 LENGTH_STEP = 0.1
@@ -118,9 +120,8 @@ class Policy:
         if tries == 0:
             raise UsageError("no sample, no pass rate", "leave out problems that were not tried")
         if self.stop(tries, accepted) is None:
-            return Policy(self.want, tries, self.give_up, self.floor, self.prior).pass_rate(
-                tries, accepted
-            )
+            want = self.want if self.want and self.want <= tries else None
+            return replace(self, want=want, most=tries).pass_rate(tries, accepted)
         every = _paths(self, 0, 0).get((tries, accepted), 0)
         if not every:
             raise UsageError(
@@ -146,12 +147,14 @@ class State:
     """One problem at a round's barrier: decided samples, accepted ones, tokens of the decided.
 
     A sample that was cut off and waits to be continued is not decided: it is neither a try nor
-    among `tokens`, and a round's samples of its problem begin with it.
+    among `tokens`, and a round's samples of its problem begin with it. `over` says that a problem
+    gets no more for a reason the policy does not know; one that the policy stopped needs no mark.
     """
 
     tries: int = 0
     accepted: int = 0
     tokens: int = 0
+    over: bool = False
 
 
 def needed(policy: Policy, state: State, prior: Prior | None = None) -> tuple[float, ...]:
@@ -174,12 +177,12 @@ def lookahead(policy: Policy, state: State, prior: Prior | None = None, likely: 
     )
 
 
-def round_size(budget_left: float, sample_tokens: float, least: int) -> float:
-    """Tokens of the next round: a share of what is left, at least `least` samples, or the rest.
+def round_size(budget_left: float, spent: float, least: float) -> float:
+    """Tokens of the next round: a share of what is left, or all where little would remain.
 
-    A small remainder is not kept for a further round.
+    `spent` tokens went to earlier rounds; `least` is the smallest round that is worth a barrier.
     """
-    small = least * sample_tokens
+    small = max(least, ROUND_LEAST * (budget_left + spent))
     tokens = max(ROUND_SHARE * budget_left, small)
     return budget_left if budget_left - tokens < small else tokens
 
@@ -205,29 +208,25 @@ def allocate(
     `least` the smallest round in samples. Without a budget every problem gets all it may have.
     The same arguments give the same answer; about a second for 800,000 problems.
     """
-    room = {point: policy.most - point[0] for point in _open_points(policy, states)}
-    if budget_left is None:
-        return [room.get((s.tries, s.accepted), 0) for s in states]
     counts = Counter((s.tries, s.accepted) for s in states)
+    room = {at: policy.most - at[0] for at in counts if policy.stop(*at) is None}
+    caps = [0 if s.over else room.get((s.tries, s.accepted), 0) for s in states]
+    if budget_left is None:
+        return caps
     tries = sum(n * many for (n, _), many in counts.items())
-    mean = sum(s.tokens for s in states) / tries if tries else float(sample_tokens)
-    mean = max(mean, 1.0)
-    left = round_size(budget_left, mean, least)
+    spent = sum(s.tokens for s in states)
+    mean = max(1.0, spent / tries if tries else sample_tokens)
+    left = round_size(budget_left, spent, least * mean)
     lengths = [
         _on_grid((s.tokens + LENGTH_WEIGHT * mean) / (s.tries + LENGTH_WEIGHT)) for s in states
     ]
-    most = [min(room.get((s.tries, s.accepted), 0), HORIZON) for s in states]
-    if sum(map(operator.mul, most, lengths)) <= left:
-        return most
+    caps = [min(cap, HORIZON) for cap in caps]
+    if sum(map(operator.mul, caps, lengths)) <= left:
+        return caps
     given = [0] * len(states)
-    left -= _level(states, lengths, room, policy.floor * left, given)
-    _greedy(policy, states, lengths, room, left, given, beta.fit(counts, policy.prior))
+    left -= _level(states, lengths, caps, policy.floor * left, given)
+    _greedy(policy, states, lengths, caps, left, given, beta.fit(counts, policy.prior))
     return given
-
-
-def _open_points(policy: Policy, states: Sequence[State]) -> list[tuple[int, int]]:
-    points = {(s.tries, s.accepted) for s in states}
-    return [point for point in points if policy.stop(*point) is None]
 
 
 def _on_grid(length: float) -> float:
@@ -237,26 +236,33 @@ def _on_grid(length: float) -> float:
 def _level(
     states: Sequence[State],
     lengths: Sequence[float],
-    room: dict[tuple[int, int], int],
+    caps: Sequence[int],
     tokens: float,
     given: list[int],
 ) -> float:
     """Raise the fewest tries by one, again and again, for `tokens`. Returns what was spent."""
     levels: dict[int, list[int]] = {}
     for i, s in enumerate(states):
-        if (s.tries, s.accepted) in room:
+        if caps[i]:
             levels.setdefault(s.tries, []).append(i)
     spent = 0.0
-    while levels:
+    while levels and spent < tokens:
         level = min(levels)
-        for i in levels.pop(level):
-            if spent + lengths[i] > tokens:
-                return spent
+        members = levels.pop(level)
+        share = min(1.0, (tokens - spent) / sum(lengths[i] for i in members))
+        due = 0.0
+        for i in members:
+            due += share
+            # Where not all can be raised, evenly spaced ones are: files are sorted by difficulty.
+            if due < 1 - 1e-9 or spent + lengths[i] > tokens:
+                continue
+            due -= 1
             given[i] += 1
             spent += lengths[i]
-            s = states[i]
-            if given[i] < min(room[s.tries, s.accepted], HORIZON):
+            if given[i] < caps[i]:
                 levels.setdefault(level + 1, []).append(i)
+        if share < 1:
+            break
     return spent
 
 
@@ -264,7 +270,7 @@ def _greedy(
     policy: Policy,
     states: Sequence[State],
     lengths: Sequence[float],
-    room: dict[tuple[int, int], int],
+    caps: Sequence[int],
     tokens: float,
     given: list[int],
     prior: Prior,
@@ -275,7 +281,7 @@ def _greedy(
     """
     groups: dict[tuple[int, int, float, int], list[int]] = {}
     for i, s in enumerate(states):
-        if (s.tries, s.accepted) in room:
+        if caps[i]:
             groups.setdefault((s.tries, s.accepted, lengths[i], given[i]), []).append(i)
     offers = []
     for key in groups:
@@ -285,7 +291,6 @@ def _greedy(
     for _, _, key in sorted(offers):
         members, length = groups[key], key[2]
         fits = min(len(members), int(tokens // length))
-        # Where not all can be served, evenly spaced ones are: files are sorted by difficulty.
         for j in range(fits):
             given[members[j * len(members) // fits]] += 1
         tokens -= fits * length
