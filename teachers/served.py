@@ -37,8 +37,11 @@ NEUTRAL = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "skip_special_tokens": False,
+    "include_stop_str_in_output": True,
 }
-"""A server fills in what the model's generation_config.json says where a request says nothing."""
+"""A server fills in what the model's generation_config.json says where a request says nothing. The
+last two: only token ids are used, but an answer without any text would be taken for a fault, and a
+continuation may well consist of the end token alone."""
 
 
 class ServedVLLM:
