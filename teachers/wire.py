@@ -21,8 +21,8 @@ from distill.teachers.refusals import Refusals
 from distill.teachers.servers import Broken, Busy, Lease, Unreachable
 from distill.teachers.stream import Answer, Body
 
-CONNECT_S = 20.0
-"""Seconds to wait for a connection, and for a small call."""
+CONNECT_S = 60.0
+"""Seconds to wait for a connection, and for a small call: thousands may begin at once."""
 
 KEEP_ALIVE_S = 4.0
 """Idle connections are dropped before uvicorn's 5 s, so that none is used as it is closed."""
@@ -129,7 +129,7 @@ class Wire:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Broken(f"{url}: {_name(error)}", retry=True) from None
         finally:
-            self._used[number] -= 1
+            self._end(number)
 
     async def _exchange(
         self,
@@ -182,7 +182,7 @@ class Wire:
                 return await client.get(url, timeout=CONNECT_S)
             return await client.post(url, json=body, timeout=CONNECT_S)
         finally:
-            self._used[number] -= 1
+            self._end(number)
 
     async def well(self, url: str) -> bool:
         """Whether a server answers at /health, or where it has none, at /models."""
@@ -198,6 +198,10 @@ class Wire:
         """Close all connections."""
         clients, self._clients, self._used = self._clients, [], []
         await asyncio.gather(*(client.aclose() for client in clients))
+
+    def _end(self, number: int) -> None:
+        if number < len(self._used):
+            self._used[number] -= 1
 
     def _begin(self) -> int:
         """The number of a client with room for one more request."""
