@@ -197,12 +197,13 @@ def allocate(
 ) -> list[int]:
     """Samples for each problem in the next round of a budget of tokens; all 0: it is spent.
 
-    A problem's next samples are worth what they are expected to bring: its posterior mean pass
-    rate, given that it still goes on, over its expected tokens per sample. The prior is fitted
-    to all problems (`beta.fit`), the expected length is the problem's own mean drawn towards
-    that of all. `floor` of the round goes one by one to whoever has the fewest tries, the rest to
-    whatever is worth most. Every sample is counted in full, though many will not be needed, so
-    that a round asks for no more than what is left.
+    A problem's next sample is worth the accepted traces it is expected to bring per token: the
+    posterior mean of its pass rate, given that it still goes on, over its expected length. Its
+    k-th accepted trace counts 1/k, or a budget would finish the easy problems and never reach
+    the others. The prior is fitted to all problems (`beta.fit`), the expected length is the
+    problem's own mean drawn towards that of all. `floor` of the round goes to whoever has the
+    fewest tries, the rest to what is worth most. Every sample is counted in full, though many
+    will not be needed, so that a round asks for no more than what is left.
 
     `sample_tokens` is the length to expect before anything was sampled (R1's mean by default),
     `least` the smallest round in samples. Without a budget every problem gets all it may have.
@@ -286,8 +287,8 @@ def _greedy(
     offers = []
     for key in groups:
         tries, accepted, length, begun = key
-        rates = _outlook(policy, tries, accepted, prior)[1]
-        offers += [(-rate / length, j, key) for j, rate in enumerate(rates) if j >= begun]
+        worth = _outlook(policy, tries, accepted, prior)[1]
+        offers += [(-value / length, j, key) for j, value in enumerate(worth) if j >= begun]
     for _, _, key in sorted(offers):
         members, length = groups[key], key[2]
         fits = min(len(members), int(tokens // length))
@@ -336,24 +337,25 @@ def _paths(policy: Policy, tries: int, accepted: int) -> dict[tuple[int, int], i
 def _outlook(
     policy: Policy, tries: int, accepted: int, prior: Prior
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """For each further sample: the probability that it is needed, and that it then is accepted.
+    """For each further sample: the probability that it is needed, and what it then is worth.
 
-    The second is made non-increasing, so that a problem's samples are taken in their order.
+    The k-th accepted trace of a problem is worth 1/k. Worth is made non-increasing, so that a
+    problem's samples are taken in their order.
     """
     chance: list[float] = []
-    rates: list[float] = []
+    values: list[float] = []
     alive = {accepted: 1.0} if policy.stop(tries, accepted) is None else {}
     while alive and len(chance) < HORIZON:
         reached = sum(alive.values())
         after: dict[int, float] = {}
-        won = 0.0
+        worth = 0.0
         for k, p in alive.items():
             success = p * (prior[0] + k) / (prior[0] + prior[1] + tries)
-            won += success
+            worth += success / (k + 1)
             for to, mass in ((k + 1, success), (k, p - success)):
                 if policy.stop(tries + 1, to) is None:
                     after[to] = after.get(to, 0.0) + mass
         chance.append(reached)
-        rates.append(min(won / reached, rates[-1]) if rates else won / reached)
+        values.append(min(worth / reached, values[-1]) if values else worth / reached)
         alive, tries = after, tries + 1
-    return tuple(chance), tuple(rates)
+    return tuple(chance), tuple(values)

@@ -359,7 +359,7 @@ def test_rounds_until_the_budget_is_spent() -> None:
     draws = [[rng.random() < p for _ in range(16)] for p in rates]
     lengths = [[int(100 * rng.lognormvariate(0, 0.5)) for _ in range(16)] for _ in rates]
     counts, budget = [0] * 300, 100_000
-    for rounds in range(25):
+    for _ in range(25):
         states = [
             State(n, sum(d[:n]), sum(t[:n])) for n, d, t in zip(counts, draws, lengths, strict=True)
         ]
@@ -370,7 +370,7 @@ def test_rounds_until_the_budget_is_spent() -> None:
         for i, more in enumerate(given):
             stopped = policy.stopped_at(draws[i][: counts[i] + more])
             counts[i] = stopped[0] if stopped else counts[i] + more
-    assert not any(given), f"not spent after {rounds} rounds"
+    assert not any(given), "not spent in 25 rounds"
     assert abs(left) < 0.05 * budget
     solved = statistics.mean(any(d[:n]) for d, n in zip(draws, counts, strict=True))
     # As much evenly: the same budget buys each problem three samples.
