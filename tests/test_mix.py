@@ -1,0 +1,152 @@
+"""Mixing sources: by share, by count, deterministically, and with nothing silently left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from distill.errors import DataError
+from distill.mix import by_share, quotas
+from distill.records import Example, Problem, Trace, Verdict, read_records, write_jsonl
+from distill.schema import Selection
+from distill.select import Candidate, choose, select_traces
+
+NAMES = ("a", "b", "c")
+
+
+def candidates(**sizes: int) -> list[Candidate]:
+    return [
+        Candidate(f"{name}{i}", j, 1, True, 0, name)
+        for name, size in sizes.items()
+        for i in range(size)
+        for j in range(2)
+    ]
+
+
+def counts(chosen: list[Candidate]) -> dict[str, int]:
+    return dict(Counter(c.source for c in chosen))
+
+
+@pytest.mark.parametrize(
+    "mix", [{"a": 0.5, "b": 0.4}, {"a": 0.5, "b": 2}, {"a": -1}, {"a": 1.5}, {"a": 0.0, "b": 1.0}]
+)
+def test_what_is_neither_shares_nor_counts_is_refused(mix: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="shares below 1 that sum to 1"):
+        Selection(mix=mix)
+    assert by_share(Selection(mix={"a": 0.75, "b": 0.25}).mix)
+    assert not by_share(Selection(mix={"a": 600_000, "b": 1}).mix)
+
+
+def test_shares_take_as_much_as_the_scarcest_source_allows() -> None:
+    mix = {"reasoning": 0.75, "general": 0.25}
+    assert quotas({"reasoning": 900, "general": 200}, mix, None) == {
+        "reasoning": 600,
+        "general": 200,
+    }
+    assert quotas({"reasoning": 90, "general": 200}, mix, None) == {"reasoning": 90, "general": 30}
+    assert quotas({"reasoning": 900, "general": 200, "other": 9}, mix, 100) == {
+        "reasoning": 75,
+        "general": 25,
+        "other": 0,
+    }
+    with pytest.raises(DataError, match="source 'general' has no example left"):
+        quotas({"reasoning": 900}, mix, None)
+
+
+@given(
+    st.fixed_dictionaries({name: st.integers(1, 5000) for name in NAMES}),
+    st.lists(st.integers(1, 97), min_size=3, max_size=3),
+    st.none() | st.integers(1, 3000),
+)
+def test_shares_are_kept_to_within_one_example(
+    available: dict[str, int], weights: list[int], most: int | None
+) -> None:
+    mix = {name: weight / sum(weights) for name, weight in zip(NAMES, weights, strict=True)}
+    found = quotas(available, mix, most)
+    whole = sum(found.values())
+    assert most is None or whole <= most
+    for name in NAMES:
+        assert 0 <= found[name] <= available[name]
+        assert abs(found[name] - whole * mix[name]) < 1
+    if most is None:  # one example more, and some source could not give its share
+        assert any((whole + 1) * mix[name] > available[name] - 1e-6 for name in NAMES)
+
+
+def test_counts_bind_the_sources_that_are_named() -> None:
+    assert quotas({"a": 50, "b": 50, "c": 5}, {"b": 20, "c": 10}, None) == {
+        "a": 50,
+        "b": 20,
+        "c": 5,
+    }
+    chosen = choose(candidates(a=50, b=50), Selection(mix={"b": 20}, per_problem=2), 0)
+    assert counts(chosen) == {"a": 100, "b": 20}
+    assert len({c.problem_id for c in chosen if c.source == "b"}) == 10
+
+
+def test_a_larger_share_only_adds_and_the_seed_decides() -> None:
+    pool = candidates(a=40, b=40)
+    few = choose(pool, Selection(mix={"a": 10, "b": 20}), 1)
+    more = choose(pool, Selection(mix={"a": 15, "b": 20}), 1)
+    assert set(few) < set(more)
+    assert choose(pool, Selection(mix={"a": 10, "b": 20}), 1) == few
+    assert set(choose(pool, Selection(mix={"a": 10, "b": 20}), 2)) != set(few)
+
+
+def select(folder: Path, **config: Any) -> tuple[dict[str, Any], list[Verdict], list[Example]]:
+    asked = [
+        Problem(messages=({"role": "user", "content": f"{source} {i}"},), source=source)
+        for source, size in (("reasoning", 30), ("general", 8), ("other", 3))
+        for i in range(size)
+    ]
+    traces = [
+        Trace(problem_id=p.id, index=i, text=f"t{p.id}{i}", completion_tokens=5)
+        for p in asked
+        for i in range(2)
+    ]
+    write_jsonl(folder / "problems.jsonl", asked)
+    write_jsonl(folder / "traces.jsonl", traces)
+    write_jsonl(folder / "grades.jsonl", [])
+    write_jsonl(
+        folder / "verdicts.jsonl",
+        [Verdict(problem_id=t.problem_id, index=t.index, kept=True) for t in traces],
+    )
+    files = {k: folder / f"{k}.jsonl" for k in ("problems", "traces", "grades", "verdicts")}
+    select_traces(Selection(**config), seed=0, **files, out=folder / "out")
+    return (
+        json.loads((folder / "out" / "summary.json").read_text()),
+        list(read_records(Verdict, folder / "out" / "verdicts.jsonl")),
+        list(read_records(Example, folder / "out" / "dataset.jsonl")),
+    )
+
+
+def test_what_the_mix_leaves_out_is_a_verdict_and_a_note(tmp_path: Path) -> None:
+    summary, verdicts, examples = select(tmp_path, mix={"reasoning": 0.75, "general": 0.25})
+    assert Counter(e.source for e in examples) == {"reasoning": 24, "general": 8}
+    assert summary["mix"] == {
+        "reasoning": {"wanted": 0.75, "available": 30, "selected": 24},
+        "general": {"wanted": 0.25, "available": 8, "selected": 8},
+        "other": {"wanted": None, "available": 3, "selected": 0},
+    }
+    dropped = [v for v in verdicts if not v.kept]
+    assert len(dropped) == 82 - 32
+    assert {v.filter for v in dropped} == {"select"}
+    reasons = Counter(v.reason for v in dropped)
+    assert reasons["not among the 24 examples of 'reasoning' in the mix"] == 6
+    assert reasons["not among the 0 examples of 'other' in the mix"] == 3
+    assert reasons["not among the 1 chosen per problem (random)"] == 41
+    notes = " / ".join(summary["notes"])
+    assert "source 'other' has no share in the mix: its 3 examples were left out" in notes
+    assert "as large as source 'general' allows: 6 examples of the others" in notes
+
+
+def test_a_count_that_cannot_be_had_is_said(tmp_path: Path) -> None:
+    summary, _, examples = select(tmp_path, mix={"reasoning": 12, "general": 200})
+    assert Counter(e.source for e in examples) == {"reasoning": 12, "general": 8, "other": 3}
+    assert "source 'general' gave 8 of the 200 examples that the mix wants" in summary["notes"]
