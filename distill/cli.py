@@ -28,6 +28,7 @@ VERBS = {
     "ls": ("distill.commands.look", "list recipes, or runs with --runs"),
     "cp": ("distill.commands.look", "copy a recipe to edit: distill cp 1.5b mine.yaml"),
     "export": ("distill.commands.export", "write a RUN's training set for other trainers"),
+    "pool": ("distill.commands.pool", "say what a RUN's trace pool holds, or write it as Parquet"),
 }
 """Verb -> the module with its `main(verb, options)`, and its help."""
 
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--limit", type=int, metavar="N", help="at most N problems")
     make.add_argument("--runs", metavar="DIR", help="folder for runs (default: runs)")
     make.add_argument("--out", metavar="PATH", help="where `export` and `cp` write")
+    make.add_argument("--parquet", metavar="FILE", help="where `pool` writes its traces")
     make.add_argument("--form", choices=("messages", "sharegpt"), default="messages")
     make.add_argument("--json", action="store_true", help="machine-readable output")
     make.add_argument("--quiet", action="store_true", help="no progress on stderr")

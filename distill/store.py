@@ -143,11 +143,18 @@ class TracePool:
             return None  # another key of the same hash
         raise self._changed(row)
 
-    def traces(self, keys: Iterable[TraceKey] | None = None) -> Iterator[Trace]:
-        """The traces of `keys` that are stored, in that order; by default all, oldest first."""
+    def traces(
+        self, keys: Iterable[TraceKey] | None = None, *, last: int | None = None
+    ) -> Iterator[Trace]:
+        """The traces of `keys` that are stored, in that order; by default all, oldest first.
+
+        Without `keys`, `last` takes those of the newest so many segment files alone.
+        """
         if keys is None:
+            first = 0 if last is None else len(self._segments) - last
             for row in range(len(self._table)):
-                yield from_row(Trace, json.loads(self._line(row)))
+                if self._table.place(row)[0] >= first:
+                    yield from_row(Trace, json.loads(self._line(row)))
             return
         for key in keys:
             trace = self.get(key)
