@@ -31,7 +31,7 @@ from distill.store_lines import encode, key_of, whole
 from distill.store_table import Digest, Entries, KeyTable, digest
 from distill.thinking import sanitise
 
-__all__ = ["PoolLocked", "TracePool", "encode", "generation_key"]
+__all__ = ["PoolLocked", "TracePool", "encode", "generation_key", "is_pool"]
 
 log = logging.getLogger(__name__)
 
@@ -361,6 +361,13 @@ class TracePool:
             ("free some disk space" if full else "repair the disk")
             + f" and run the same command again: the {len(self):,} traces that are there are kept",
         ) from error
+
+
+def is_pool(folder: Path) -> bool:
+    """Whether a folder is a trace pool, be it empty."""
+    return folder.is_dir() and any(
+        path.name == "pool.json" or _NAME.fullmatch(path.name) for path in folder.iterdir()
+    )
 
 
 def _order(path: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import StoreError, UsageError
 from distill.records import Trace
-from distill.store import TracePool
+from distill.store import TracePool, is_pool
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,12 +57,12 @@ def compact(
         raise UsageError(f"cannot write '{out.name}'", "end its name in .parquet")
     if last is not None and last < 1:
         raise UsageError(f"last={last} takes no segment", "give a number of at least 1")
+    if not is_pool(pool_folder):
+        raise StoreError(f"no trace pool at {pool_folder}", "distill pool lists those of a run")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         return _compact(pool_folder, out, token_ids, last)
     except StoreError as error:
-        if not pool_folder.is_dir():
-            raise
         # A damaged line that an index had hidden: opened again, the pool passes it over.
         log.warning("%s; reading the pool again", error.message)
         return _compact(pool_folder, out, token_ids, last)
@@ -76,16 +76,14 @@ def _compact(folder: Path, out: Path, token_ids: bool, last: int | None) -> Comp
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with TracePool.open(folder, write=False) as pool:
-            with (
-                temporary.open("wb") as file,
-                pq.ParquetWriter(file, schema, compression="zstd") as writer,
-            ):
-                for group in _groups(pool.traces(last=last), token_ids):
-                    table = _table(group, schema)
-                    writer.write_table(table)
-                    written += len(table)
-                    skipped += len(group) - len(table)
-            with temporary.open("rb") as file:
+            with temporary.open("wb") as file:
+                with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                    for group in _groups(pool.traces(last=last), token_ids):
+                        table = _table(group, schema)
+                        writer.write_table(table)
+                        written += len(table)
+                        skipped += len(group) - len(table)
+                file.flush()
                 os.fsync(file.fileno())
             size = temporary.stat().st_size
             os.replace(temporary, out)

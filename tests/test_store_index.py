@@ -305,6 +305,38 @@ def test_a_disk_too_full_to_index_what_is_there_costs_nothing_either(tmp_path: P
     assert sorted(p.suffix for p in tmp_path.iterdir()) == ["", ".jsonl"]
 
 
+FULL_DATA = """
+import resource, sys
+from pathlib import Path
+from distill import store_index
+from distill.errors import StoreError
+from distill.records import Trace
+from distill.store import TracePool
+store_index.LEAST_BYTES, store_index.BLOCK_TRACES = 1, 2
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, -1))
+with TracePool.open(Path(sys.argv[1]), write=True) as pool:
+    for _ in range(2):
+        try:
+            for i in range(0, 30, 3):
+                pool.append(Trace(problem_id="p", index=j, text="x" * 99) for j in range(i, i + 3))
+        except StoreError as error:
+            print(len(pool))
+"""
+
+
+def test_a_full_disk_leaves_an_index_of_what_was_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "pool"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DATA, str(folder)], capture_output=True, text=True, check=True
+    )
+    kept = int(done.stdout.split()[-1])
+    found = seen(folder)
+    assert found == without_indexes(folder)
+    assert (len(found[0]), *found[1:]) == (kept, 0, 0, 0)
+    assert 3 < kept < 30
+    assert list(folder.glob("*.idx"))
+
+
 WRITER = """
 import sys
 from pathlib import Path

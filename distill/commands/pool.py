@@ -64,11 +64,13 @@ def _wanted(rest: list[str]) -> dict[str, Any]:
 
 def _folders(options: argparse.Namespace) -> list[Path]:
     """The pools that are meant: a folder, a key (or its beginning), those of a run, or all."""
+    from distill.store import is_pool
+
     root = runs_folder(options) / "pool"
     target = options.target
     if not target:
-        return sorted(path for path in root.glob("*") if path.is_dir())
-    if _is_pool(Path(target)):
+        return sorted(filter(is_pool, root.glob("*")))
+    if is_pool(Path(target)):
         return [Path(target)]
     found = sorted(path for path in root.glob("*") if path.name.startswith(target))
     if found:
@@ -80,13 +82,9 @@ def _folders(options: argparse.Namespace) -> list[Path]:
             "distill pool lists the pools; give a key, a folder or a run",
         )
     folders = [root / key for key in dict.fromkeys(_keys(run, runs_folder(options)))]
-    if not any(map(_is_pool, folders)):
+    if not any(map(is_pool, folders)):
         raise UsageError(f"{run.name} has sampled nothing yet", "distill sample RECIPE does")
-    return [folder for folder in folders if _is_pool(folder)]
-
-
-def _is_pool(folder: Path) -> bool:
-    return (folder / "pool.json").is_file() or any(folder.glob("[0-9]*-*.jsonl"))
+    return [folder for folder in folders if is_pool(folder)]
 
 
 def _keys(run: Path, runs: Path) -> Iterator[str]:
