@@ -11,13 +11,12 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from distill.accept import Acceptance, Judged
-from distill.course import BUDGET, CERTAIN, LIKELY, Course, Place, Result
+from distill.course import BUDGET, CERTAIN, FAILED, LIKELY, Course, Place, Result
 from distill.meter import Meter
-from distill.policy import Policy, State, allocate
+from distill.policy import Policy, allocate
 from distill.protocols import Capabilities
 from distill.records import Problem, Trace, TraceKey
 from distill.schema import Sampling
@@ -58,12 +57,10 @@ class Adaptive:
         self.courses = [Course(self.policy) for _ in problems]
         self.budget = Purse(sampling, prices)
         self.rows: list[dict[str, Any]] = []
+        self.least = CERTAIN if self.budget.limited else LIKELY
+        """How likely a request must be needed to be asked; a budget is spent on certain ones."""
+        self._before_round: Counter[str] = Counter()
         self.fresh = array("Q")
-
-    @property
-    def in_rounds(self) -> bool:
-        """Whether there are barriers: a shared budget or an engine of fixed groups needs them."""
-        return self.budget.limited or self.batch_size is not None
 
     @property
     def open(self) -> list[int]:
@@ -86,17 +83,16 @@ class Adaptive:
     # -- grades flow back ----------------------------------------------------------------------
 
     def replay(self) -> None:
-        """Take from the pool all that the courses ask for next, without buying anything."""
-        waiting = range(len(self.courses))
+        """Take from the pool what the courses ask for, as far as it goes. Buys nothing.
+
+        Whoever asks ahead does it afterwards: a job that is done must not ask for anything.
+        """
+        waiting = self.open
         while waiting:
-            found = [
-                (at, course.next)
-                for at in waiting
-                if (course := self.courses[at]).reason is None
-                and self.key(at, course.next) in self.pool
-            ]
+            nexts = [(at, self.courses[at].next) for at in waiting]
+            found = [one for one in nexts if self.key(*one) in self.pool]
             self.settle(found)
-            waiting = [at for at, _ in found]  # type: ignore[assignment]
+            waiting = [at for at, _ in found if self.courses[at].reason is None]
 
     def settle(self, asked: Sequence[At]) -> None:
         """Judge what is in the pool of the places asked, and tell the courses, in that order."""
@@ -112,9 +108,7 @@ class Adaptive:
         traces: deque[Trace] = deque()
         results: dict[At, Result] = {}
         for found, judged in zip(there, self.accept.judge(stored()), strict=True):
-            trace = traces.popleft()
-            self.budget.spend(trace, self._before(*found))
-            results[found] = self.result(trace, judged)
+            results[found] = self.result(found, traces.popleft(), judged)
         for found in asked:
             self.tell(found, results.get(found) or Result(lost=True))
 
@@ -123,8 +117,9 @@ class Adaptive:
         index, segment = place
         return self.pool.get(self.key(at, (index, segment - 1))) if segment else None
 
-    def result(self, trace: Trace, judged: Judged) -> Result:
-        """What a judged trace means for its course."""
+    def result(self, found: At, trace: Trace, judged: Judged) -> Result:
+        """What a judged trace means for its course, and for the shared budget."""
+        self.budget.spend(trace, self._before(*found))
         goes_on = (
             trace.finish_reason == "length"
             and barred(trace, self.can) is None
@@ -151,85 +146,75 @@ class Adaptive:
     # -- rounds --------------------------------------------------------------------------------
 
     def rounds(self) -> Iterator[list[list[Job]]]:
-        """Groups of jobs to buy, round by round; what each brought decides about the next."""
-        while True:
-            asked = self._next_round()
-            if not asked:
-                break
-            before = self._totals()
-            row = {"round": len(self.rows) + 1, "problems": len(self.open), **before}
-            for found in (found for group in asked for found in group):
-                self.courses[found[0]].asked.append(found[1])
+        """Groups of jobs to buy from a batch engine; what each round brought decides the next."""
+        while self.begin_round():
+            while asked := self._groups():
+                every = [found for group in asked for found in group]
+                for at, place in every:
+                    self.courses[at].asked.append(place)
+                yield [jobs for group in asked if (jobs := self._to_buy(group))]
+                self.settle(every)
+                if not self.budget.limited:
+                    break
+            self.end_round()
+
+    def begin_round(self) -> bool:
+        """Give every open problem its share of the next round. False: there is none.
+
+        Without a shared budget a round is one look at the grades, and shares are not limited.
+        """
+        open_now = self.open
+        left = self.budget.left()
+        samples = None
+        if left is not None:
+            given = self._allocate(left)
+            samples = sum(given.values())
+            for at in open_now:
+                self.courses[at].allowance = given[at]
+            if not samples:
+                for at in open_now:
+                    self.courses[at].end(BUDGET)
+                open_now = []
+        if open_now:
+            row = {"round": len(self.rows) + 1, "problems": len(open_now), "samples": samples}
+            self.rows.append({**row, "budget_left": None if left is None else round(left)})
+            self._before_round = self._totals()
             if self.meter:
-                self.meter.round(**row, samples=sum(map(len, asked)))
-            yield [jobs for group in asked if (jobs := self._to_buy(group))]
-            self._close_round(row, [found for group in asked for found in group])
-        for at in self.open:
-            self.courses[at].end(BUDGET)
+                self.meter.round(**self.rows[-1])
+        return bool(open_now)
 
-    def _close_round(self, row: dict[str, Any], asked: Sequence[At]) -> None:
-        self.settle(asked)
-        after = self._totals()
-        brought = {name: after[name] - row[name] for name in after}
-        self.rows.append(
-            {
-                "round": row["round"],
-                "problems": row["problems"],
-                "samples": len(asked),
-                "continued": sum(place[1] > 0 for _, place in asked),
-                "budget_left": self.budget.left_before,
-                **brought,
-                "stopped": dict(
-                    Counter(
-                        reason
-                        for at in {at for at, _ in asked}
-                        if (reason := self.courses[at].reason) is not None
-                    )
-                ),
-            }
+    def end_round(self) -> None:
+        """Write down what the round brought."""
+        brought = self._totals()
+        brought.subtract(self._before_round)
+        row, stopped = self.rows[-1], {}
+        for name, count in brought.items():
+            if name.startswith("stopped "):
+                stopped |= {name.removeprefix("stopped "): count} if count else {}
+            else:
+                row[name] = count
+        row["stopped"] = stopped
+
+    def _totals(self) -> Counter[str]:
+        found = Counter(
+            tries=sum(course.tries for course in self.courses),
+            accepted=sum(course.accepted for course in self.courses),
+            tokens=self.budget.tokens,
         )
+        found.update(f"stopped {course.reason}" for course in self.courses if course.reason)
+        return found
 
-    def _totals(self) -> dict[str, int]:
-        return {
-            "accepted": sum(course.accepted for course in self.courses),
-            "tokens": self.budget.tokens,
-        }
-
-    def _to_buy(self, group: Sequence[At]) -> list[Job]:
-        """The jobs of a group that the pool lacks; for a batch engine all, if any."""
-        missing = [found for found in group if self.key(*found) not in self.pool]
-        for found in missing:
-            self.count_fresh(found)
-        wanted = group if self.batch_size and missing else missing
-        return [self.job(*found) for found in wanted]
-
-    def _next_round(self) -> list[list[At]]:
-        plans = self._allocated() if self.budget.limited else self._needed()
-        size = self.batch_size or sum(map(len, plans.values()))
-        return grouped(plans, size) if size else []
-
-    def _allocated(self) -> dict[int, list[Place]]:
-        """What a budget's next round gives to each problem."""
-        self.budget.begin_round()
-        if self.budget.left_before is not None and self.budget.left_before <= 0:
-            return {}
-        states = [self._state(course) for course in self.courses]
-        left = self.budget.left_before or 0.0
+    def _allocate(self, left: float) -> dict[int, int]:
+        """How many samples each problem may have of a budget's next round, by its position."""
+        # Those that are done tell of lengths and pass rates; those that failed tell of nothing.
+        known = [at for at, course in enumerate(self.courses) if course.reason != FAILED]
         first = min(MEAN_TOKENS, stages(self.sampling)[0], left / PROBE)
-        counts = allocate(self.policy, states, left, sample_tokens=first)
-        plans: dict[int, list[Place]] = {}
-        for at, count in enumerate(counts):
-            if count and self.courses[at].reason is None:
-                plans[at] = list(islice(self.courses[at].upcoming(), count))
-        return plans
+        states = [self.courses[at].state for at in known]
+        given = allocate(self.policy, states, max(0.0, left), sample_tokens=first)
+        return dict(zip(known, given, strict=True))
 
-    def _state(self, course: Course) -> State:
-        if course.reason is None:
-            return course.state
-        return State(self.policy.most, course.accepted, course.tokens)
-
-    def _needed(self) -> dict[int, list[Place]]:
-        """What every open problem needs in any case; a group is filled with what is likely."""
+    def _groups(self) -> list[list[At]]:
+        """The next requests in whole groups: needed in any case, and likely ones to fill one."""
         plans: dict[int, list[Place]] = {}
         likely: list[tuple[float, int, Place]] = []
         for at in self.open:
@@ -237,12 +222,20 @@ class Adaptive:
             for chance, place in zip(course.ahead(), course.upcoming(), strict=False):
                 if chance >= CERTAIN:
                     plans.setdefault(at, []).append(place)
-                elif chance >= LIKELY:
+                elif chance >= self.least:
                     likely.append((-round(chance, 9), at, place))
-        room = (self.batch_size or 0) - sum(map(len, plans.values()))
+        size = self.batch_size or 1
+        room = size - sum(map(len, plans.values()))
         for _, at, place in sorted(likely)[: max(0, room)]:
             plans[at].append(place)
-        return plans
+        return grouped(plans, size)
+
+    def _to_buy(self, group: Sequence[At]) -> list[Job]:
+        """The jobs of a group: all of them if the pool lacks any, for they belong together."""
+        missing = [found for found in group if self.key(*found) not in self.pool]
+        for found in missing:
+            self.count_fresh(found)
+        return [self.job(*found) for found in group] if missing else []
 
     # -- what counts ---------------------------------------------------------------------------
 
@@ -291,7 +284,6 @@ class Purse:
         self.most_cost = sampling.budget_cost if any(prices) else None
         self.tokens = 0
         self.cost = 0.0
-        self.left_before: float | None = None
         self._price = max(prices[1], prices[0]) / 1e6
 
     @property
@@ -303,15 +295,15 @@ class Purse:
         self.tokens += trace.completion_tokens - (before.completion_tokens if before else 0)
         self.cost += trace.cost - (before.cost if before else 0.0)
 
-    def begin_round(self) -> None:
-        """Set what is left, in completion tokens."""
+    def left(self) -> float | None:
+        """What is left, in completion tokens; None without a budget."""
         left = []
         if self.most_tokens is not None:
             left.append(float(self.most_tokens - self.tokens))
         if self.most_cost is not None:
             each = self.cost / self.tokens if self.tokens and self.cost else self._price
             left.append((self.most_cost - self.cost) / each)
-        self.left_before = min(left) if left else None
+        return min(left) if left else None
 
 
 def grouped(plans: dict[int, list[Place]], size: int) -> list[list[At]]:

@@ -49,7 +49,8 @@ class Course:
 
     `tries` are the decided samples that have a trace, `accepted` how many of them were accepted,
     `begun` the indices asked for so far, `tokens` those of the decided. `reason` is why it
-    stopped, None while it has not.
+    stopped, None while it has not. `allowance` is how many requests it may still have before the
+    next round, None where it has no limit.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Course:
         "_policy",
         "_segments",
         "accepted",
+        "allowance",
         "asked",
         "lost",
         "reason",
@@ -70,6 +72,7 @@ class Course:
         self._policy = policy
         self.tries = self.accepted = self.tokens = self.lost = 0
         self.reason: str | None = None
+        self.allowance: int | None = None
         # Lists, because there is a course for each of a million problems, and few are long.
         self.asked: list[Place] = []
         self._segments: list[int] = []
@@ -118,9 +121,9 @@ class Course:
 
     def ahead(self) -> tuple[float, ...]:
         """For the 1st, 2nd, ... of `upcoming`: the probability that its result is needed."""
-        chances = needed(self._policy, self.state)
+        chances = needed(self._policy, self.state)[: self.allowance]
         if not self._aside:
-            return chances[: max(1, self._policy.most - self.begun)]
+            return chances[: self._policy.most - self.begun]
         # With samples put aside only what is needed in any case is asked ahead.
         missing, aside = (self._policy.want or 0) - self.accepted, len(self._aside)
         if self.begun >= self._policy.most:
@@ -156,6 +159,8 @@ class Course:
 
     def _take(self, place: Place, result: Result) -> None:
         index, segment = place
+        if self.allowance is not None:
+            self.allowance = max(0, self.allowance - 1)
         if segment:
             self._aside.pop(0)
         if result.lost:

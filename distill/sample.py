@@ -31,7 +31,7 @@ from distill.sampled import Tally, problem_rows, summarise
 from distill.schema import Sampling
 from distill.store import PoolLocked, TracePool, generation_key
 from distill.stream import Stream
-from distill.wanted import Job, last_segment, request_seed
+from distill.wanted import last_segment, request_seed
 
 __all__ = ["Failure", "SampleResult", "request_seed", "run_sample", "sample", "sample_async"]
 
@@ -155,6 +155,8 @@ class Session:
         self.locked = locked
         self.seconds = 0.0
         self.stopping = False
+        self._opened: float | None = None
+        self._opening = asyncio.Lock()
 
     @property
     def failures(self) -> list[Failure]:
@@ -172,60 +174,48 @@ class Session:
 
     async def buy(self) -> None:
         """Buy what is lacking, request by request."""
-        teacher, plan, opened = self.buyer.teacher, self.plan, False
         try:
-            for jobs in self._portions():
-                if jobs and not opened:
-                    self._refuse_if_locked()
-                    opened = True
-                    await settle(getattr(teacher, "open", _nothing)())
-                with self._timed(opened):
-                    if isinstance(plan, Adaptive) and not plan.in_rounds:
-                        await Stream(plan, self.buyer).run()
-                    elif jobs:
+            if isinstance(self.plan, Adaptive):
+                if not self.plan.budget.limited:
+                    self.plan.replay()
+                while self.plan.begin_round():
+                    await Stream(self.plan, self.buyer, self._open).run()
+                    self.plan.end_round()
+            else:
+                for groups in self.plan.rounds():
+                    if jobs := [job for group in groups for job in group]:
+                        await self._open()
                         await self.buyer.buy(jobs)
         finally:
-            if opened:
-                await settle(getattr(teacher, "close", _nothing)())
+            await self._close()
 
     def buy_groups(self) -> None:
         """Buy what is lacking from a batch engine, in the caller's thread."""
-        teacher, opened = self.buyer.teacher, False
         try:
             for groups in self.plan.rounds():
-                if groups and not opened:
-                    self._refuse_if_locked()
-                    opened = True
-                    _run(settle(getattr(teacher, "open", _nothing)()))
-                with self._timed(opened):
-                    for group in groups:
-                        if self.stopping:
-                            return
-                        self.buyer.buy_group(group)
+                for group in groups:
+                    if self.stopping:
+                        return
+                    _run(self._open())
+                    self.buyer.buy_group(group)
         finally:
-            if opened:
-                _run(settle(getattr(teacher, "close", _nothing)()))
+            _run(self._close())
 
-    def _portions(self) -> Iterator[list[Job]]:
-        """The jobs of each round; without rounds, those that the first samples begin with."""
-        if isinstance(self.plan, Adaptive) and not self.plan.in_rounds:
-            self.plan.replay()
-            yield [self.plan.job(at, self.plan.courses[at].next) for at in self.plan.open[:1]]
+    async def _open(self) -> None:
+        """Open the teacher before the first request. Raises where the pool is another's."""
+        if self._opened:
             return
-        for groups in self.plan.rounds():
-            yield [job for group in groups for job in group]
-
-    def _refuse_if_locked(self) -> None:
         if self.locked is not None:
             raise self.locked
+        async with self._opening:
+            if not self._opened:
+                await settle(getattr(self.buyer.teacher, "open", _nothing)())
+                self._opened = time.monotonic()
 
-    @contextmanager
-    def _timed(self, counts: bool) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds += counts * (time.monotonic() - begin)
+    async def _close(self) -> None:
+        if self._opened:
+            self.seconds = time.monotonic() - self._opened
+            await settle(getattr(self.buyer.teacher, "close", _nothing)())
 
     def traces(self) -> Iterator[Trace]:
         """Every trace that counts, by problem and index, its last segment."""

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from distill.accept import Judged
 from distill.adaptive import Adaptive, At
 from distill.buy import Buyer
-from distill.course import LIKELY, Course, Result
+from distill.course import Course, Result
 from distill.records import Problem, Trace
 
-BACKLOG = 4
-"""Traces that wait for their grade, for each slot, before nothing new is asked."""
+BACKLOG = 256
+"""So many traces (`concurrency`, if that is more) wait for their grade before no more are asked."""
 
 
 class Turns:
     """Whose turn it is: what is needed in any case, in the order of the problems; then the
     likeliest. Problems enter one by one, so that the earlier ones are done first."""
 
-    def __init__(self, courses: Sequence[Course]) -> None:
-        self._courses = courses
+    def __init__(self, courses: Sequence[Course], least: float) -> None:
+        self._courses, self._least = courses, least
         self._heap: list[tuple[float, int]] = []
         self._listed: set[int] = set()
         self._next = 0
@@ -45,7 +46,7 @@ class Turns:
     def _best(self) -> At | None:
         while self._heap:
             rank, at = self._heap[0]
-            found = self._courses[at].ask(LIKELY)
+            found = self._courses[at].ask(self._least)
             if found is None:
                 heapq.heappop(self._heap)
                 self._listed.discard(at)
@@ -67,89 +68,73 @@ class Turns:
         return False
 
     def _push(self, at: int) -> None:
-        found = self._courses[at].ask(LIKELY)
+        found = self._courses[at].ask(self._least)
         if found is not None:
             heapq.heappush(self._heap, (_rank(found[0]), at))
             self._listed.add(at)
 
 
 class Stream:
-    """Buys what the courses ask for, `sampling.concurrency` at a time, and has it graded."""
+    """Buys what the courses ask for, `sampling.concurrency` at a time, and has it graded.
 
-    def __init__(self, plan: Adaptive, buyer: Buyer) -> None:
-        self.plan, self.buyer = plan, buyer
-        self.turns = Turns(plan.courses)
+    What the pool has is taken from there; `open_teacher` is awaited before anything is bought.
+    """
+
+    def __init__(
+        self, plan: Adaptive, buyer: Buyer, open_teacher: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.plan, self.buyer, self.open_teacher = plan, buyer, open_teacher
         self.slots = buyer.sampling.concurrency
+        self.backlog = max(BACKLOG, self.slots)
+        self._turns = Turns(plan.courses, plan.least)
         self._under_way: set[asyncio.Task[None]] = set()
         self._arrived: list[tuple[At, Trace]] = []
         self._in_grading = 0
         self._grading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._fault: BaseException | None = None
+        self._stopping = False
 
     async def run(self) -> None:
-        """Until every problem is done. Raises what ends the whole run."""
+        """Until no problem has anything to ask. Raises what ends the whole run."""
         with ThreadPoolExecutor(1, "distill-grade") as thread:
             try:
                 while True:
                     self._send()
                     if self._arrived and self._grading is None:
-                        self._grading = asyncio.create_task(self._grade(thread))
-                        self._grading.add_done_callback(self._ended)
-                    if self._fault is not None:
-                        raise self._fault
-                    if not self._under_way and self._grading is None:
+                        self._grading = self._start(self._grade(thread))
+                    if not self._under_way:
                         return
                     await self._wake.wait()
                     self._wake.clear()
+                    if self._fault is not None:
+                        raise self._fault
             finally:
-                tasks = [*self._under_way, *([self._grading] if self._grading else [])]
-                for task in tasks:
+                self._stopping = True
+                for task in self._under_way:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _send(self) -> None:
-        waiting = len(self._arrived) + self._in_grading
-        while len(self._under_way) < self.slots and waiting < BACKLOG * self.slots:
-            found = self.turns.pop()
-            if found is None:
-                return
+        while (
+            len(self._under_way) - (self._grading is not None) < self.slots
+            and len(self._arrived) + self._in_grading < self.backlog
+            and (found := self._turns.pop()) is not None
+        ):
             trace = self.plan.pool.get(self.plan.key(*found))
-            if trace is not None:
-                self._arrive(found, trace)
-                waiting += 1
-                continue
-            self.plan.count_fresh(found)
-            task = asyncio.create_task(self._buy(found))
-            self._under_way.add(task)
-            task.add_done_callback(self._ended)
+            if trace is None:
+                self.plan.count_fresh(found)
+                self._start(self._buy(found))
+            else:
+                self._arrived.append((found, trace))
+                if self.plan.meter:
+                    self.plan.meter.reused(trace)
 
-    async def _buy(self, found: At) -> None:
-        trace = await self.buyer.buy_one(self.plan.job(*found))
-        if trace is None:
-            self._tell(found, Result(lost=True))
-        else:
-            self._arrive(found, trace)
-
-    def _arrive(self, found: At, trace: Trace) -> None:
-        self._arrived.append((found, trace))
-
-    async def _grade(self, thread: ThreadPoolExecutor) -> None:
-        """Judge all that arrived in a thread, so that no stream waits for a slow grader."""
-        batch, self._arrived = self._arrived, []
-        self._in_grading = len(batch)
-        pairs = [(self.plan.problems[at], trace) for (at, _), trace in batch]
-        judged = await asyncio.get_running_loop().run_in_executor(thread, self._judge, pairs)
-        for (found, trace), judgement in zip(batch, judged, strict=True):
-            self._tell(found, self.plan.result(trace, judgement))
-        self._in_grading = 0
-
-    def _judge(self, pairs: Sequence[tuple[Problem, Trace]]) -> list[Judged]:
-        return list(self.plan.accept.judge(pairs))
-
-    def _tell(self, found: At, result: Result) -> None:
-        self.plan.tell(found, result)
-        self.turns.again(found[0])
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -158,6 +143,36 @@ class Stream:
         if not task.cancelled() and task.exception() is not None:
             self._fault = self._fault or task.exception()
         self._wake.set()
+
+    async def _buy(self, found: At) -> None:
+        await self.open_teacher()
+        trace = await self.buyer.buy_one(self.plan.job(*found))
+        if trace is None:
+            self._tell(found, Result(lost=True))
+        else:
+            self._arrived.append((found, trace))
+
+    async def _grade(self, thread: ThreadPoolExecutor) -> None:
+        """Judge all that arrived in a thread, so that no stream waits for a slow grader."""
+        batch, self._arrived = self._arrived, []
+        self._in_grading = len(batch)
+        pairs = [(self.plan.problems[at], trace) for (at, _), trace in batch]
+        judged = await asyncio.get_running_loop().run_in_executor(thread, self._judge, pairs)
+        for (found, trace), judgement in zip(batch, judged, strict=True):
+            self._tell(found, self.plan.result(found, trace, judgement))
+        self._in_grading = 0
+
+    def _judge(self, pairs: Sequence[tuple[Problem, Trace]]) -> list[Judged]:
+        found = []
+        for judged in self.plan.accept.judge(pairs):
+            found.append(judged)
+            if self._stopping:
+                break
+        return found
+
+    def _tell(self, found: At, result: Result) -> None:
+        self.plan.tell(found, result)
+        self._turns.again(found[0])
 
 
 def _rank(chance: float) -> float:
