@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.errors import UsageError
 from distill.filter.corpus import Duplicates
 from distill.filter.format import Format
 from distill.filter.outcome import Correct, Truncated
@@ -43,6 +44,22 @@ def test_correct_and_what_else_is_allowed() -> None:
     assert judge(Correct(), outcome="error", detail="took 5 s") == "error: took 5 s"
     assert judge(Correct(), outcome="ungraded") == "ungraded"
     assert judge(Correct(["correct", "ungraded"]), outcome="ungraded") is None
+    assert judge(Correct(), outcome="wrong", detail="not what was asked") == (
+        "wrong: not what was asked"
+    )
+
+
+def test_only_what_nothing_could_grade_passes_ungraded() -> None:
+    free = Problem(messages=({"role": "user", "content": "A poem?"},))
+    task = Problem(messages=free.messages, metadata={"reasoning_gym": {"task": "t"}})
+    made, ungraded = Trace(problem_id=free.id, index=0), Grade(outcome="ungraded")
+    keep = Correct(ungraded="keep")
+    assert keep(free, made, ungraded) is None
+    assert Correct()(free, made, ungraded) == "ungraded"
+    assert keep(PROBLEM, made, ungraded) == keep(task, made, ungraded) == "ungraded"
+    assert keep(free, made, Grade(outcome="wrong", detail="dull")) == "wrong: dull"
+    with pytest.raises(UsageError, match="ungraded = 'yes'"):
+        Correct(ungraded="yes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

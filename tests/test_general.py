@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distill import Recipe, run
+from distill.agreement import check_agreement, open_sources
 from distill.errors import UsageError
+from distill.mix import quotas
 from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
 from distill.records import Example, read_jsonl, read_records
 from tests.fake_server import Asked, FakeServer, Reply, stream
@@ -144,3 +147,12 @@ def test_a_mix_of_unknown_sources_is_refused_before_sampling(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="did you mean 'general'"):
         go(tmp_path, teacher, filters=keep, select={"mix": {"genral": 5}})
     assert teacher.asked == []
+
+
+def test_the_recipe_of_the_page_is_one_that_can_be_run() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "general-data.md").read_text()
+    recipe = Recipe.from_dict(yaml.safe_load(page.split("```yaml")[1].split("```")[0]))
+    check_agreement(recipe)
+    assert open_sources(recipe) == ["general"]
+    room = quotas({"reasoning": 10**6, "general": 10**6}, recipe.select.mix, 800_000)
+    assert room == {"reasoning": 600_000, "general": 200_000}

@@ -55,6 +55,7 @@ def check(recipe: Recipe) -> Iterator[Need]:
         yield from _teacher(recipe)
     yield from _student(recipe)
     yield from _parts(recipe)
+    yield from _sections(recipe)
 
 
 def _packages(recipe: Recipe) -> Iterator[Need]:
@@ -150,3 +151,23 @@ def _parts(recipe: Recipe) -> Iterator[Need]:
         else:
             if name not in known:
                 yield Need(what, True, name)
+
+
+def _sections(recipe: Recipe) -> Iterator[Need]:
+    from distill.agreement import check_agreement
+    from distill.grade.judge import JudgeSpec, embedded
+    from distill.grade.parts import judges_of
+
+    try:
+        check_agreement(recipe)
+        specs = [JudgeSpec.of(part) for part in judges_of(recipe.grading)]
+    except DistillError as error:
+        yield Need("recipe", False, error.message, error.hint)
+        return
+    for spec in specs:
+        if embedded(spec):
+            entry = models.teacher_entry(models.local(spec.model, recipe.folder))
+            yield _model("judge", str(entry.model), spec.revision)
+        else:
+            urls = ", ".join(spec.base_urls)
+            yield Need("judge", True, f"{spec.model or spec.engine} at {urls or 'its own address'}")

@@ -58,7 +58,7 @@ class Correct:
         if self.keeps_ungraded and grade.outcome == "ungraded" and not gradable(problem):
             return None
         if grade.outcome == "wrong":
-            if problem.gold is None and grade.detail:
+            if grade.extracted is None and grade.detail:
                 return f"wrong: {_short(grade.detail)}"
             return f"wrong: {_short(grade.extracted)} instead of {_short(problem.gold)}"
         return f"{grade.outcome}: {_short(grade.detail)}" if grade.detail else grade.outcome

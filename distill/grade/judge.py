@@ -188,7 +188,7 @@ def prompt_for(problem: Problem, response: str, criteria: str = "") -> tuple[Mes
     text = PROMPT.format(
         question=question_of(problem),
         reference=reference,
-        response=response,
+        response=response.replace("</response>", "</ response>"),  # it must not end early
         criteria=criteria or (WITHOUT_GOLD if problem.gold is None else WITH_GOLD),
     )
     return ({"role": "user", "content": text},)
@@ -221,18 +221,21 @@ def read_verdict(reply: str) -> tuple[Word, str] | None:
     return found
 
 
-def settle(replies: Sequence[str], failed: str = "") -> tuple[Outcome, float, str]:
+def settle(replies: Sequence[str], failed: str = "", cut: int = 0) -> tuple[Outcome, float, str]:
     """Outcome, score and detail of all replies to one question.
 
     The score is the share of `correct` among the verdicts. No verdict at all and a tie are the
-    judge's fault, not the trace's: `error`. `failed` is why replies are missing.
+    judge's fault, not the trace's: `error`. `failed` is why replies are missing, `cut` how many
+    ended at the token limit.
     """
     verdicts = [read_verdict(reply) for reply in replies]
     counts = Counter(verdict[0] for verdict in verdicts if verdict)
     total, missing = counts.total(), len(verdicts) - counts.total()
     if not total:
         said = " ".join(" ".join(replies).split())[:80]
-        return "error", 0.0, f"no verdict in {len(replies)} replies: {said}" if replies else failed
+        limit = f" ({cut} cut off at the token limit)" if cut else ""
+        told = f"no verdict in {len(replies)} replies{limit}: {said}".rstrip(": ")
+        return "error", 0.0, told if replies else failed
     score = counts["correct"] / total
     asides = [f"{counts['correct']} of {total} say correct"] if len(counts) > 1 else []
     asides += [f"{missing} of {len(replies)} without a verdict"] if missing else []
@@ -295,14 +298,17 @@ class ModelJudge:
         replies: dict[str, list[str]] = {question.id: [] for question in questions}
         failed: dict[str, str] = {}
         result = self._sampled(questions)
+        cut: Counter[str] = Counter()
         for trace in result.traces:
             replies[trace.problem_id].append(answer_text(trace))
+            cut[trace.problem_id] += was_cut(trace)
             self.served[trace.served_model] += 1
         for failure in result.failures:
             failed.setdefault(failure.problem_id, f"the judge gave no reply: {failure.error}")
         grades = {}
         for question in questions:
-            grade = self._grade(*settle(replies[question.id], failed.get(question.id, "")))
+            told = settle(replies[question.id], failed.get(question.id, ""), cut[question.id])
+            grade = self._grade(*told)
             self.counts[grade.outcome] += 1
             self.counts["disagreed"] += 0 < grade.score < 1
             grades[question.id] = grade

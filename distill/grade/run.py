@@ -211,9 +211,17 @@ def grade_traces(
         "seed": seed,
     }
     if any(judge.embedded(spec) for spec in specs):
-        child.call("distill.grade.run:main", payload)
+        child.call("distill.grade.run:with_model", payload)
     else:
         main(payload)
+
+
+def with_model(payload: Mapping[str, Any]) -> None:
+    """The step in a child that may hold a model."""
+    from transformers.utils import logging as bars
+
+    bars.disable_progress_bar()  # they would tear our own progress line
+    main(payload)
 
 
 def main(payload: Mapping[str, Any]) -> None:
