@@ -75,7 +75,7 @@ class Server:
     _probes: int = 0
     _unreachable: int = 0
     _faults: int = 0
-    _pause: float = PAUSE_S
+    _pause: float = field(default_factory=lambda: PAUSE_S)
     _cut_at: float = -math.inf
     _back_at: float = -math.inf
     _held_until: float = -math.inf
@@ -286,7 +286,7 @@ class ServerPool:
         self._returned += 1
         self._tokens += lease.got
         server._peak = max(server._peak, server.in_flight)
-        if server.in_flight + 1 > server.limit:
+        if server.in_flight + 1 > server.limit and lease.begun >= server._cut_at:
             # Only a limit that was reached has shown that it is borne.
             server.limit += max(1.0, server._peak / STEPS) / server.limit
 

@@ -68,9 +68,10 @@ def sse(payloads: Sequence[Any], *, done: bool = True, pause: float = 0.0) -> Re
         if isinstance(payload, bytes | float | str):
             out.append(payload)
         else:
-            # Half a surrogate pair travels escaped.
-            broken = re.search("[\ud800-\udfff]", str(payload)) is not None
-            out += [pause, f"data: {json.dumps(payload, ensure_ascii=broken)}\n\n".encode()]
+            text = json.dumps(payload, ensure_ascii=False)
+            if re.search("[\ud800-\udfff]", text):
+                text = json.dumps(payload)  # half a pair travels escaped
+            out += [pause, f"data: {text}\n\n".encode()]
     if done:
         out.append(b"data: [DONE]\n\n")
     return Reply(200, out, "text/event-stream; charset=utf-8")
@@ -125,7 +126,8 @@ class FakeServer:
         return self
 
     def __exit__(self, *args: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def serve(self) -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distill.errors import TeacherError
 from distill.protocols import Completion
 from distill.teachers.openai import OpenAITeacher
 from distill.teachers.refusals import retry_after, room_left
-from tests.asking import ask, complete, refused, teacher
+from distill.teachers.stream import Answer, Body
+from distill.thinking import DEFAULT_TAGS
+from tests.asking import answered, ask, complete, refused, teacher
 from tests.fake_server import (
+    CLOSE,
+    RESET,
     Asked,
     FakeServer,
     Reply,
@@ -161,7 +170,22 @@ def test_requests_that_no_server_takes_end_the_run_only_if_nothing_ever_worked()
         sse([chunk({"content": "half of"})], done=False),
         sse([chunk({"content": "a"}), b"data: {torn\n\n"]),
         sse([chunk({"content": "a"}), {"error": {"message": "engine died"}}]),
-        Reply(200, [b'data: {"choi'], "text/event-stream", {"content_length": "500"}),
+        sse([chunk({"content": "a"}), {"object": "error", "message": "engine died"}]),
+        sse([chunk({"content": "a"}), b'data: {"choi'], done=False),
+        sse([chunk({"content": "a"}), RESET]),
+        sse([chunk({"content": "a"}), CLOSE]),
+        Reply(200, [RESET]),
+        Reply(200, [], "text/event-stream"),
+        as_json({"choices": []}),
+        as_json({"choices": None}),
+        as_json({"choices": [{"message": {"content": 7}, "finish_reason": "stop"}]}),
+        as_json({"choices": {"a": 1}}),
+        as_json({"choices": [{"message": {"content": "a"}}], "usage": "none"}),
+        Reply(200, [b'{"a": "\xff"}']),
+        Reply(200, [b"[" * 100_000]),
+        sse([chunk({"content": "a"}), b"data: \x00\xff\n\n"]),
+        stream("half", end="abort"),
+        stream("half", end="insufficient_system_resource"),
     ],
     ids=[
         "empty",
@@ -173,13 +197,156 @@ def test_requests_that_no_server_takes_end_the_run_only_if_nothing_ever_worked()
         "end",
         "bad chunk",
         "error",
-        "cut",
+        "error of the older kind",
+        "end inside an event",
+        "reset",
+        "closed",
+        "reset before the first byte",
+        "no body",
+        "choices empty",
+        "choices null",
+        "a number for a text",
+        "an object for a list",
+        "a word for the usage",
+        "not UTF-8",
+        "deep",
+        "binary",
+        "aborted",
+        "gave up",
     ],
 )
 def test_broken_answers_are_tried_again(reply: Reply) -> None:
     found = refused(lambda _: reply)
     assert found.retry
     assert not found.fatal
+
+
+def test_an_error_in_a_stream_that_refuses_the_request_is_not_tried_again() -> None:
+    said = {"error": {"message": "maximum context length", "code": 400}}
+    assert not refused(lambda _: sse([chunk({"content": "a"}), said])).retry
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "text/html", "application/octet-stream"])
+def test_what_an_answer_is_says_its_first_byte_and_not_its_content_type(kind: str) -> None:
+    streamed = stream("3", "sum")
+    whole = as_json({"choices": [{"message": {"content": "3"}, "finish_reason": "stop"}]})
+    for reply, text in ((streamed, "<think>\nsum\n</think>\n\n3"), (whole, "3")):
+        assert answered(lambda _, r=reply: Reply(200, r.chunks, kind)).text == text
+
+
+def test_choices_that_nobody_asked_for_do_not_mix_in() -> None:
+    def row(index: int, text: str, finish: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": text}, "finish_reason": finish}
+
+    rows = [row(0, "a"), row(1, "X"), row(0, "b", "stop"), row(1, "Y", "length")]
+    found = answered(lambda _: sse([{"choices": [r]} for r in rows]))
+    assert (found.text, found.finish_reason) == ("ab", "stop")
+    assert found.flags == ("extra_choices",)
+    together = [
+        {"index": i, "message": {"content": t}, "finish_reason": "stop"} for i, t in enumerate("ab")
+    ]
+    assert answered(lambda _: as_json({"choices": together})).text == "a"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [(-3, 5), (3, -5), ("3", 5), (3, 5.5), (3, True), (3, 10**15), ([], {})],
+    ids=str,
+)
+def test_absurd_usage_counts_for_nothing(counts: tuple[Any, Any]) -> None:
+    reported = chunk(usage={"prompt_tokens": counts[0], "completion_tokens": counts[1]})
+    found = answered(lambda _: sse([chunk({"content": "3"}, "stop"), reported]))
+    assert found.flags == ("odd_usage",)
+    assert found.usage.prompt_tokens in (0, 3)
+    assert found.usage.completion_tokens in (0, 5)
+
+
+def test_no_usage_is_nothing_odd_and_token_ids_are_counted() -> None:
+    null = chunk(usage={"prompt_tokens": None, "completion_tokens": None})
+    assert answered(lambda _: sse([chunk({"content": "3"}, "stop"), null])).flags == ()
+    ids = {"choices": [{"index": 0, "delta": {"content": "3"}, "token_ids": [1, 2]}]}
+    found = answered(lambda _: sse([ids, chunk({}, "stop")]))
+    assert found.usage.completion_tokens == 2
+
+
+def test_finish_reasons_never_seen_before_are_kept_and_flagged() -> None:
+    found = answered(lambda _: stream("3", end="moon_phase"))
+    assert (found.finish_reason, found.flags) == ("moon_phase", ("odd_finish_reason",))
+    missing = answered(lambda _: sse([chunk({"content": "3"})]))
+    assert (missing.finish_reason, missing.flags) == ("unknown", ("no_finish_reason",))
+    for word in ("max_tokens", "model_length"):
+        assert answered(lambda _, w=word: stream("3", end=w)).finish_reason == "length"
+
+
+def test_surrogates_and_control_characters_arrive_as_they_are() -> None:
+    odd = "a\x00b\x1b[31m\r\n\x7f\ufeff"
+    assert answered(lambda _: stream(f"<{odd}>")).text == f"<{odd}>"
+    pair = [chunk({"content": "\ud83d"}), chunk({"content": "\ude00"}, "stop")]
+    assert answered(lambda _: sse(pair)).text == "\U0001f600"
+    alone = answered(lambda _: sse([chunk({"content": "a\ud83d"}, "stop")])).text
+    assert alone == "a\ud83d"  # the sampler writes U+FFFD and says so
+    with FakeServer(lambda _: stream("3")) as server:
+        (found,) = complete(teacher(server), ask([{"role": "user", "content": "\ud83d?"}]))
+        assert server.asked[0].body
+        assert server.asked[0].body["messages"][0]["content"] == "\ud83d?"
+    assert isinstance(found, Completion)
+
+
+@given(
+    st.lists(st.binary(max_size=30), max_size=6),
+    st.sampled_from(
+        [b"", b'data: {"choices"', b"<html>", b'{"choices": [', b": ping\n\ndata: 1\n"]
+    ),
+)
+def test_no_bytes_whatever_raise_anything_but_a_teacher_error(
+    pieces: list[bytes], begin: bytes
+) -> None:
+    body, answer = Body(), Answer()
+    with contextlib.suppress(TeacherError):
+        for piece in [begin, *pieces]:
+            answer.feed(body.feed(piece))
+        answer.feed(body.end())
+        answer.completion(DEFAULT_TAGS, prompt_opens=False)
+
+
+@given(
+    text=st.text(min_size=1, max_size=40).filter(lambda t: t.strip()),
+    cuts=st.lists(st.integers(0, 400), max_size=8),
+    end=st.sampled_from([b"\n\n", b"\r\n\r\n"]),
+)
+def test_a_stream_is_the_same_wherever_the_network_cuts_it(
+    text: str, cuts: list[int], end: bytes
+) -> None:
+    rows = [chunk({"content": c}) for c in text] + [chunk({}, "stop")]
+    data = b": hi\n\n" + b"".join(b"data:" + json.dumps(r).encode() + end for r in rows)
+    data += b"data: [DONE]"
+    places = sorted({0, len(data), *(c for c in cuts if c < len(data))})
+    body, answer = Body(), Answer()
+    for start, stop in itertools.pairwise(places):
+        answer.feed(body.feed(data[start:stop]))
+    answer.feed(body.end())
+    assert answer.done
+    assert answer.completion(DEFAULT_TAGS, prompt_opens=False).text == text.strip()
+
+
+def test_after_the_first_answer_a_refusal_is_one_request_s_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replies = iter([stream("3"), error(403, "flagged by moderation"), error(404), stream("3")])
+
+    async def main(engine: OpenAITeacher) -> list[Any]:
+        found = []
+        for _ in range(4):
+            found += await asyncio.gather(engine.complete(ask()), return_exceptions=True)
+        await engine.close()
+        return found
+
+    with FakeServer(lambda _: next(replies)) as server:
+        first, flagged, gone, last = asyncio.run(main(teacher(server)))
+    assert isinstance(first, Completion)
+    assert (flagged.retry, flagged.fatal) == (False, False)
+    assert (gone.retry, gone.fatal) == (True, False)
+    assert isinstance(last, Completion)
 
 
 def test_a_filtered_answer_is_not_tried_again() -> None:
