@@ -88,7 +88,7 @@ class Segment:
         offset = self.end
         with self.path.open("rb") as file:
             file.seek(offset)
-            known, self._loose, self.torn = self._loose, set(), 0
+            known, self._loose, self.torn, self._seen = self._loose, set(), 0, offset
             for raw in file:
                 line = raw.rstrip(b"\n")
                 over = raw.endswith(b"\n")
@@ -207,11 +207,16 @@ def _probe(file: int, begin: int, end: int) -> int:
     return zlib.crc32(os.pread(file, length, end - length), zlib.crc32(head))
 
 
+def _modified(now: os.stat_result) -> int:
+    # A clock before 1970 or after 2262 is no reason to fail.
+    return now.st_mtime_ns % (1 << 64)
+
+
 def _block(entries: Entries, begin: int, end: int, bad: int, path: Path) -> bytes:
     with path.open("rb") as file:
         now = os.fstat(file.fileno())
         probe = _probe(file.fileno(), begin, end)
-    head = [MAGIC, VERSION, len(entries), bad, begin, end, now.st_size, now.st_mtime_ns, probe]
+    head = [MAGIC, VERSION, len(entries), bad, begin, end, now.st_size, _modified(now), probe]
     body = b"".join(column.tobytes() for column in entries.columns)
     checksum = zlib.crc32(body, zlib.crc32(_HEAD.pack(*head, 0)))
     return _HEAD.pack(*head, checksum) + body
@@ -242,7 +247,7 @@ def _parse(index: BinaryIO, file: int, into: Entries) -> tuple[int, int]:
         if probe != _probe(file, begin, stop):
             raise Doubt("its segment is another")
         end, bad, size, modified = stop, bad + more, was, changed
-    if end and now.st_size == size and now.st_mtime_ns != modified:
+    if end and now.st_size == size and _modified(now) != modified:
         raise Doubt("its segment was written to since")
     return end, bad
 

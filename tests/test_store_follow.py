@@ -162,5 +162,8 @@ def test_a_torn_line_that_its_writer_took_back_is_forgotten(tmp_path: Path) -> N
         os.truncate(segment, len(line))
         assert (pool.refresh(), pool.torn) == (0, 0)
         with segment.open("ab") as file:
+            file.write(b"x" * 29 + b"\n")
+        assert (pool.refresh(), pool.bad) == (0, 1)
+        with segment.open("ab") as file:
             file.write(encode(Trace(problem_id="q", index=0)))
-        assert (pool.refresh(), pool.torn, pool.bad) == (1, 0, 0)
+        assert (pool.refresh(), pool.torn, pool.bad) == (1, 0, 1)
