@@ -4,9 +4,9 @@ Pure: a course takes results in an order that is fixed by the results themselves
 arrive, so that a run that was killed, one that asked ahead and an undisturbed one decide alike.
 
 Without growing limits that order is the index. With them, a sample that was cut off and can be
-continued is put aside, and new ones are asked, until as many are put aside as accepted ones are
-still missing (or `most` were begun): then the oldest of them is continued. So an easy problem does
-not pay for the chain that ran in circles, and a hard one does not start again what needs room.
+continued is put aside. The oldest of those is continued when that is likelier to be accepted than
+a new sample is, by the problem's own record of both, or when `most` were begun. So an easy problem
+does not pay for the chain that ran in circles, and a hard one does not start again what needs room.
 """
 
 from __future__ import annotations
@@ -54,9 +54,12 @@ class Course:
     """
 
     __slots__ = (
+        "_again",
+        "_again_accepted",
         "_arrived",
         "_aside",
         "_keys",
+        "_new_accepted",
         "_policy",
         "_segments",
         "accepted",
@@ -71,6 +74,7 @@ class Course:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.tries = self.accepted = self.tokens = self.lost = 0
+        self._again = self._again_accepted = self._new_accepted = 0
         self.reason: str | None = None
         self.allowance: int | None = None
         # Lists, because there is a course for each of a million problems, and few are long.
@@ -98,10 +102,14 @@ class Course:
     @property
     def next(self) -> Place:
         """The request whose result the course goes on with."""
-        missing = (self._policy.want or 0) - self.accepted
-        if self._aside and (len(self._aside) >= missing or self.begun >= self._policy.most):
+        if self._aside and (self.begun >= self._policy.most or self._rather_continues()):
             return self._aside[0], self._segments[self._aside[0]] + 1
         return self.begun, 0
+
+    def _rather_continues(self) -> bool:
+        # Jeffreys' prior for both: a first sample that was cut off is continued at once.
+        again = (self._again_accepted + 0.5) / (self._again + 1)
+        return again > (self._new_accepted + 0.5) / (self.begun - self.lost + 1)
 
     def places(self) -> Iterator[Place]:
         """The samples that count, in index order, each with the segment it ended at."""
@@ -124,22 +132,24 @@ class Course:
         chances = needed(self._policy, self.state)[: self.allowance]
         if not self._aside:
             return chances[: self._policy.most - self.begun]
-        # With samples put aside only what is needed in any case is asked ahead.
+        # Of samples put aside only the next is sure to be continued, but every accepted trace that
+        # they cannot bring takes a new sample.
         missing, aside = (self._policy.want or 0) - self.accepted, len(self._aside)
         if self.begun >= self._policy.most:
             sure = min(missing, aside)
-        elif aside >= missing:
-            sure = min(missing, aside - missing + 1)
         else:
-            sure = missing - aside
+            sure = max(1, missing - aside + (self.next[1] > 0))
         return tuple(p for p in chances if p >= CERTAIN)[:sure]
 
     def upcoming(self) -> Iterator[Place]:
         """The requests to come if nothing stops it, likeliest first; the first is `next`."""
         if self.reason is not None:
             return
-        if self.next[1]:
+        if self.begun >= self._policy.most:
             yield from ((index, self._segments[index] + 1) for index in self._aside)
+            return
+        if self.next[1]:
+            yield self.next
         yield from ((index, 0) for index in range(self.begun, self._policy.most))
 
     def ask(self, least: float = CERTAIN) -> tuple[float, Place] | None:
@@ -176,6 +186,11 @@ class Course:
             else:
                 self._segments.append(0)
             accepted = result.accepted and result.key not in self._keys
+            if segment:
+                self._again += 1
+                self._again_accepted += accepted
+            else:
+                self._new_accepted += accepted
             if result.goes_on and not accepted:
                 # What is still cut off after a continuation is continued first.
                 self._aside.insert(0 if segment else len(self._aside), index)
