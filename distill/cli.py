@@ -22,7 +22,7 @@ VERBS = {
     "train": ("distill.commands.run", "run a recipe up to its trained student"),
     "evaluate": ("distill.commands.run", "run a recipe up to base against student"),
     "report": ("distill.commands.run", "write the report of a RUN again"),
-    "plan": ("distill.commands.look", "say what a recipe will ask for: samples, tokens, money"),
+    "plan": ("distill.commands.plan", "say what a recipe will ask for: samples, tokens, money"),
     "check": ("distill.commands.check", "say what a recipe lacks here: extras, models, data, keys"),
     "show": ("distill.commands.look", "print a recipe resolved, with the origin of each value"),
     "ls": ("distill.commands.look", "list recipes, or runs with --runs"),
@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--parquet", metavar="FILE", help="where `pool` writes its traces")
     make.add_argument("--form", choices=("messages", "sharegpt"), default="messages")
     make.add_argument("--json", action="store_true", help="machine-readable output")
+    make.add_argument("--rehearse", action="store_true", help="few problems, full lengths, no run")
+    make.add_argument("--from", dest="source", metavar="RUN", help="`plan`: its pass rates")
+    make.add_argument("--tokens-per-second", type=float, metavar="X", help="`plan`: says hours")
     make.add_argument("--quiet", action="store_true", help="no progress on stderr")
     make.add_argument("--version", action="version", version=_version())
     return make

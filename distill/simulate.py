@@ -55,7 +55,7 @@ class Outcomes:
     def read(cls, path: Path) -> Outcomes:
         """From JSONL rows `{bucket, accepted: "0110...", tokens: [...]}`, one per problem."""
         rows = list(read_jsonl(path))
-        if not rows or len({len(row["accepted"]) for row in rows}) != 1:
+        if len({len(row[name]) for row in rows for name in ("accepted", "tokens")}) != 1:
             raise DataError(f"{path} holds no outcomes of equally many samples per problem")
         labels = tuple(sorted({row["bucket"] for row in rows}))
         return cls(

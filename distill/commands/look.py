@@ -1,4 +1,4 @@
-"""`ls`, `show`, `cp`, `plan`: look at recipes without running anything."""
+"""`ls`, `show`, `cp`: look at recipes without running anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.recipe import Recipe, find_recipe, shipped_recipes, variants_of
 
 def main(verb: str, options: argparse.Namespace) -> int:
     """Dispatch; every one prints to stdout."""
-    {"ls": _ls, "show": _show, "cp": _cp, "plan": _plan}[verb](options)
+    {"ls": _ls, "show": _show, "cp": _cp}[verb](options)
     return 0
 
 
@@ -61,9 +61,3 @@ def _cp(options: argparse.Namespace) -> None:
         raise UsageError(f"{target} exists already", "give another name: distill cp NAME FILE")
     shutil.copyfile(source, target)
     print(target)
-
-
-def _plan(options: argparse.Namespace) -> None:
-    from distill.plan import plan_lines
-
-    print("\n".join(plan_lines(load_recipe(options))))
