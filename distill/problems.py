@@ -41,7 +41,8 @@ def make_problems(config: Problems, *, folder: Path, out: Path) -> None:
     problems = maker.all()
     if not problems:
         raise maker.nothing()
-    asked, heldout = [], []
+    asked: list[Problem] = []
+    heldout: list[Problem] = []
     for problem in problems:
         side = is_heldout(problem.id, config.heldout) and problem.id not in maker.open
         (heldout if side else asked).append(problem)

@@ -137,7 +137,7 @@ def mixed(best: Mapping[str, Sequence[Candidate]], config: Selection, seed: int)
 
 def mix_summary(
     best: Mapping[str, Sequence[Candidate]], chosen: Sequence[Candidate], config: Selection
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """For each source what was wanted (None: not named), there to be had, and taken."""
     available = Counter(c.source for group in best.values() for c in group)
     taken = Counter(c.source for c in chosen)

@@ -141,6 +141,26 @@ def test_adaptive_sampling_cannot_wait_for_a_judge(tmp_path: Path) -> None:
         )
 
 
+def test_adaptive_sampling_counts_what_a_judge_decides_later(tmp_path: Path) -> None:
+    teacher = Teacher()
+    with FakeServer(referee) as server:
+        judge = {"judge": {"engine": "openai", "model": "m", "base_urls": [server.url]}}
+        steps = go(
+            tmp_path,
+            teacher,
+            grading={"graders": ["auto", judge]},
+            filters=["truncated", {"correct": {"ungraded": "keep"}}],
+            sampling={"want": 1, "max": 4, "max_tokens": 64},
+            select={"mix": {"general": 9}},
+        )
+    tries = Counter(key.split("/")[0] for key in teacher.asked)
+    assert set(tries.values()) == {1}  # all are accepted at once: the judge comes afterwards
+    outcomes = Counter(g["outcome"] for g in read_jsonl(steps["grade"] / "grades.jsonl"))
+    assert outcomes["wrong"] == 15
+    chosen = Counter(e.source for e in read_records(Example, steps["select"] / "dataset.jsonl"))
+    assert chosen["general"] == 9
+
+
 def test_a_mix_of_unknown_sources_is_refused_before_sampling(tmp_path: Path) -> None:
     teacher = Teacher()
     keep = ["truncated", {"correct": {"ungraded": "keep"}}]

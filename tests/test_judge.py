@@ -286,6 +286,56 @@ def test_the_step_asks_a_server_about_what_rules_left_open(tmp_path: Path) -> No
     assert not any("nothing to be judged by" in note for note in first["notes"])
 
 
+MINE = """
+from distill.protocols import Capabilities, Completion
+
+class Mine:
+    identity, capabilities, version = "mine", Capabilities(), "3"
+
+    def __init__(self, word="correct"):
+        self.word = word
+
+    async def complete(self, request, on_tokens=None):
+        return Completion(text='{"verdict": "' + self.word + '"}')
+"""
+
+
+def test_a_judge_of_your_own_helps_out_where_a_rule_finds_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    p, free = problem("6*7?", gold="42"), problem()
+    write_jsonl(tmp_path / "problems.jsonl", [p, free])
+    said = [trace(p, "It equals forty-two."), trace(p, "\\boxed{41}", 1), trace(free, "Because.")]
+    write_jsonl(tmp_path / "traces.jsonl", said)
+    first = {"judge": {"engine": "./mine.py:Mine", "when": ["unparsed"]}}
+    second = {"judge": {"engine": "./mine.py:Mine", "options": {"word": "wrong"}}}
+    config = Grading(graders=["auto", first, second], workers=1)
+    judges = grading_identity(config, tmp_path)["judges"]
+    assert [(j["code"], j["options"]) for j in judges] == [("3", {}), ("3", {"word": "wrong"})]
+    for pool in ("a", "b"):
+        grade_traces(
+            config,
+            tmp_path / "problems.jsonl",
+            tmp_path / "traces.jsonl",
+            tmp_path / pool,
+            folder=tmp_path,
+            pool_root=tmp_path / pool,
+        )
+        grades = list(read_jsonl(tmp_path / pool / "grades.jsonl"))
+        assert [(g["outcome"], g["grader"]) for g in grades] == [
+            ("correct", "judge"),
+            ("wrong", "math"),
+            ("wrong", "judge"),
+        ]
+    with pytest.raises(UsageError, match="pool_root"):
+        grade_traces(
+            config,
+            tmp_path / "problems.jsonl",
+            tmp_path / "traces.jsonl",
+            tmp_path / "c",
+            folder=tmp_path,
+        )
+
+
 CHILD = """
 import sys
 from pathlib import Path

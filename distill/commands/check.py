@@ -155,7 +155,7 @@ def _parts(recipe: Recipe) -> Iterator[Need]:
 
 def _sections(recipe: Recipe) -> Iterator[Need]:
     from distill.agreement import check_agreement
-    from distill.grade.judge import JudgeSpec, embedded
+    from distill.grade.judge import EMBEDDED, JudgeSpec, engine_of
     from distill.grade.parts import judges_of
 
     try:
@@ -165,7 +165,7 @@ def _sections(recipe: Recipe) -> Iterator[Need]:
         yield Need("recipe", False, error.message, error.hint)
         return
     for spec in specs:
-        if embedded(spec):
+        if engine_of(spec) in EMBEDDED:
             entry = models.teacher_entry(models.local(spec.model, recipe.folder))
             yield _model("judge", str(entry.model), spec.revision)
         else:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 NAME = "judge"
 EMBEDDED = ("transformers", "vllm")
+SERVED = ("openai", "replay")
 FAILED_SHARE = 0.05
 LONGEST_REPLY = 20_000
 """Characters at the end of a judge's reply in which its verdict is looked for."""
@@ -87,7 +88,7 @@ class JudgeSpec(TeacherSpec):
     """Room for a judge that thinks before it speaks."""
     criteria: str = ""
     """What makes a response correct, instead of our words for it."""
-    when: list[Outcome] = Field(default_factory=lambda: ["ungraded"])
+    when: list[Outcome] = Field(default=["ungraded"])
     """Asked about traces that the graders before it left with one of these outcomes."""
     concurrency: Annotated[int, RUNTIME] = Field(default=128, ge=1)
     retries: Annotated[int, RUNTIME] = Field(default=5, ge=0)
@@ -153,8 +154,8 @@ def engine_of(spec: JudgeSpec) -> str:
 
 
 def embedded(spec: JudgeSpec) -> bool:
-    """Whether this judge holds a model in memory, so that it needs a process of its own."""
-    return engine_of(spec) in EMBEDDED
+    """Whether this judge may hold a model in memory, so that it needs a process of its own."""
+    return engine_of(spec) not in SERVED
 
 
 def judge_identity(spec: JudgeSpec, folder: Path, hashes: Path | None = None) -> dict[str, Any]:

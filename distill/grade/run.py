@@ -218,9 +218,11 @@ def grade_traces(
 
 def with_model(payload: Mapping[str, Any]) -> None:
     """The step in a child that may hold a model."""
-    from transformers.utils import logging as bars
+    parts = judges_of(Grading.model_validate(payload["grading"]))
+    if any(judge.engine_of(judge.JudgeSpec.of(part)) in judge.EMBEDDED for part in parts):
+        from transformers.utils import logging as bars
 
-    bars.disable_progress_bar()  # they would tear our own progress line
+        bars.disable_progress_bar()  # it would tear our own progress line
     main(payload)
 
 
