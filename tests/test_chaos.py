@@ -119,14 +119,14 @@ def distill(verb: str, path: Path) -> subprocess.Popen[bytes]:
 def sample_under_fire(path: Path) -> int:
     """Start the sampler, kill it, start it again, until it is done. Returns the kills."""
     chance, kills = random.Random(5), 0
-    # Time enough to come up and to buy a little, however slow the machine is today.
     begin = time.monotonic()
     while kills < SAMPLER_KILLS:
-        process = distill("sample", path)
-        while process.poll() is None and not bought(path):
-            time.sleep(0.1)
+        before, process = bought(path), distill("sample", path)
+        # Time enough to come up and to buy a little, however slow the machine is today.
+        while process.poll() is None and bought(path) == before:
+            time.sleep(0.05)
         try:
-            process.wait(timeout=chance.uniform(1.0, 4.0))
+            process.wait(timeout=chance.uniform(0.1, 1.0))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
