@@ -1,8 +1,8 @@
 """Judges traces as they arrive, as the grade and filter steps will judge them afterwards.
 
-Only filters that look at one trace alone are asked: one that must see the whole corpus, or the
-evaluation's problems, is left to its step. Exact duplicates are the exception: they are found
-among the traces of one problem, in the order in which the problem's samples count.
+Only rules and filters that look at one trace alone are asked: a judge model, and a filter that
+must see the whole corpus or the evaluation's problems, are left to their steps. Exact duplicates
+are the exception: they are found among the traces of one problem, in the order in which they count.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from distill.filter.corpus import Duplicates
 from distill.filter.parts import Part, build, filters_identity
+from distill.grade.parts import judges_of, rules_of
 from distill.grade.run import Judge, grading_identity
 from distill.records import Grade, Problem, Trace
 from distill.schema import DEFAULT_FILTERS, Grading, PartSpec
@@ -55,11 +56,14 @@ class Acceptance:
         folder: Path = Path(),
         graders: Sequence[Any] | None = None,
     ) -> None:
-        self._judge = Judge(grading or Grading(), folder, graders)
+        grading = grading or Grading()
+        self._judge = Judge(grading, folder, graders)
         chain = build(_or_default(filters), folder)
         self.chain = [part for part in chain if looks_at_one(part)]
         self.later = [part.label for part in chain if not looks_at_one(part)]
-        """Labels of the filters that are asked in the filter step alone."""
+        """Names of the filters (and judge models) that are asked in their own steps alone."""
+        if graders is None:
+            self.later += [part.name for part in judges_of(grading)]
 
     def __enter__(self) -> Acceptance:
         return self
@@ -101,7 +105,7 @@ def acceptance_identity(
     chain = build(filters, folder)
     asked = [spec for spec, part in zip(filters, chain, strict=True) if looks_at_one(part)]
     return {
-        "grading": grading_identity(grading, folder),
+        "grading": grading_identity(rules_of(grading), folder),
         "filters": filters_identity(asked, folder),
     }
 

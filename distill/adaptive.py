@@ -187,13 +187,14 @@ class Adaptive:
         """Write down what the round brought."""
         brought = self._totals()
         brought.subtract(self._before_round)
-        row, stopped = self.rows[-1], {}
+        row = self.rows[-1]
+        row["stopped"] = stopped = dict[str, int]()
         for name, count in brought.items():
-            if name.startswith("stopped "):
-                stopped |= {name.removeprefix("stopped "): count} if count else {}
-            else:
+            reason = name.removeprefix("stopped ")
+            if reason == name:
                 row[name] = count
-        row["stopped"] = stopped
+            elif count:
+                stopped[reason] = count
 
     def _totals(self) -> Counter[str]:
         found = Counter(
@@ -312,7 +313,7 @@ def grouped(plans: dict[int, list[Place]], size: int) -> list[list[At]]:
     A depth that fills a group keeps its groups to itself, as fixed n does, so that both make the
     same groups where they ask for the same; what is left over shares groups.
     """
-    depth, groups, rest = 0, [], []
+    depth, groups, rest = 0, list[list[At]](), list[At]()
     while True:
         level = [(at, places[depth]) for at, places in plans.items() if len(places) > depth]
         if not level:

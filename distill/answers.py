@@ -78,18 +78,21 @@ def trace_of(
     seconds: float,
     prices: tuple[float, float],
     teacher: str,
-    prefilled: bool,
+    by_tokens: bool,
 ) -> Trace:
     """The trace of a completion. A continuation's holds the whole output up to its end.
 
-    `prefilled` says that a continuation went on from text, not from the tokens themselves.
+    `by_tokens` says that the engine goes on from tokens where it has them; a continuation that
+    neither this nor its tokens show to be exact has the flag `prefilled`.
     """
     before = job.before
     ids = None if done.token_ids is None else tuple(int(t) for t in done.token_ids)
     text, flags = done.text, [*(before.flags if before else ()), *done.flags]
     if before is not None:
+        known = before.token_ids
+        exact = known is not None and (by_tokens or (ids or ())[: len(known)] == known)
+        flags += ["continued"] if exact else ["continued", "prefilled"]
         ids, text = _joined(before, ids, text)
-        flags += ["continued", "prefilled"] if prefilled else ["continued"]
     text, broken = sanitise(text)
     if broken:
         flags.append("surrogates")

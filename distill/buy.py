@@ -90,8 +90,8 @@ class Budget:
             f"the spending cap is reached: {self.spent:.4g} spent"
             + (f" ({self.spent - self.new:.4g} of it before)" if self.spent > self.new else "")
             + f", sampling.max_cost is {self.cap:.4g}",
-            "everything bought is kept in the pool; raise sampling.max_cost, or lower sampling.n"
-            " or problems.limit, and run the same command again",
+            "everything bought is kept in the pool; raise sampling.max_cost, or ask for fewer"
+            " samples or problems, and run the same command again",
         )
 
 
@@ -277,7 +277,7 @@ class Buyer:
             seconds=seconds,
             prices=self.prices,
             teacher=self.teacher.identity,
-            prefilled=not (self.teacher.capabilities.prefix and request.prefix_ids is not None),
+            by_tokens=self.teacher.capabilities.prefix,
         )
         self.watch.see(trace.served_model, trace.fingerprint or "")
         return trace
