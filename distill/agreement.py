@@ -62,7 +62,7 @@ def _check_open_problems(recipe: Recipe) -> None:
 def _check_mix(recipe: Recipe) -> None:
     if not recipe.select.mix or recipe.traces is not None:
         return
-    if any(source.call and not source.name for source in recipe.problems.sources):
+    if any(source.call for source in recipe.problems.sources):
         return  # its problems may carry sources of their own
     known = list(dict.fromkeys(source.label for source in recipe.problems.sources))
     for name in recipe.select.mix:

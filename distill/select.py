@@ -110,7 +110,10 @@ def best_of(
         "longest": lambda c: (-c.tokens, c.index),
         "random": lambda c: (_draw(seed, "sample", c.problem_id, c.index), c.index),
     }[config.by]
-    return {key: sorted(group, key=order)[: config.per_problem] for key, group in groups.items()}
+    return {
+        key: sorted(group, key=order)[: config.per_problem] if len(group) > 1 else group
+        for key, group in groups.items()
+    }
 
 
 def mixed(best: Mapping[str, Sequence[Candidate]], config: Selection, seed: int) -> list[Candidate]:

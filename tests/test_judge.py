@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from distill.errors import DistillError, TeacherError, UsageError
 from distill.grade import Judge, grade_traces, grading_identity
-from distill.grade.judge import JudgeSpec, ModelJudge, prompt_for, read_verdict, settle
+from distill.grade.judge import JudgeSpec, ModelJudge
 from distill.grade.parts import judges_of
+from distill.grade.verdict import prompt_for, read_verdict, settle
 from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
 from distill.records import Problem, Trace, read_jsonl, write_jsonl
 from distill.schema import Grading
@@ -172,6 +173,23 @@ def test_equal_answers_are_judged_once_and_nothing_is_bought_twice(tmp_path: Pat
     counts = one.summary()
     assert (counts["questions"], counts["wanted"], counts["bought"]) == (2, 6, 6)
     assert (counts["correct"], counts["wrong"], counts["disagreed"]) == (1, 1, 0)
+
+
+def test_disagreement_is_in_the_grade_and_in_the_notes(tmp_path: Path) -> None:
+    def moody(request: Request, text: str) -> str:
+        word = "wrong" if request.key.split("/")[1] == "1" else "correct"
+        return json.dumps({"verdict": word, "reason": word})
+
+    p = problem()
+    one = judge(tmp_path, Referee(moody), samples=3)
+    (first,) = one.grade_many([(p, trace(p, "a"))])
+    (second,) = one.grade_many([(p, trace(p, "b"))])
+    assert (first.outcome, first.score) == ("correct", 2 / 3)
+    assert first.detail == second.detail == "correct; 2 of 3 say correct"
+    assert one.summary()["disagreed"] == 2
+    assert "its replies disagree on 2 of 2 answers" in one.notes
+    # What the sampler counted in each batch is told once, as a sum.
+    assert sum("cost estimated" in note for note in one.notes) <= 1
 
 
 def test_another_prompt_or_model_is_another_version() -> None:

@@ -89,13 +89,8 @@ class Tally:
         if self.outcomes["ungraded"]:
             found.append(f"{self.outcomes['ungraded']} traces had nothing to be judged by")
         for one in self.judges:
-            name, counts = one.spec.model or one.spec.engine, one.counts
+            name = one.spec.model or one.spec.engine
             found += [f"judge {name}: {note}" for note in one.notes]
-            if counts["disagreed"]:
-                found.append(
-                    f"judge {name}: its replies disagree on {counts['disagreed']:,} of "
-                    f"{counts['questions']:,} answers"
-                )
         for note in found:
             log.warning(note)
         return found
