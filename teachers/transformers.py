@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from distill.errors import ModelError, RecipeError, TeacherError
 from distill.protocols import Capabilities, Completion, OnTokens, Request
@@ -23,6 +23,9 @@ from distill.teachers.chat import (
     template_hash,
 )
 
+if TYPE_CHECKING:
+    from distill.teachers.decoding import Row
+
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +36,8 @@ class TransformersTeacher:
     CPU; bfloat16 on a GPU that has it, float16 on one that has not). `chat_template` (Jinja
     text or a .jinja file) replaces the model's own and `template_kwargs` are handed to it.
     `prompt_opens` says whether prompts end inside the thinking; None looks. `max_model_len`
-    lowers the model's context. `device="auto"` spreads the model over all GPUs.
+    lowers the model's context. `device="auto"` spreads the model over all GPUs. `ignore_eos`
+    samples every answer to its limit.
 
     `identity` is known without loading the model, so that a plan or a pool can be keyed by it.
     Raises ModelError for a model that is missing or cannot be loaded.
@@ -55,6 +59,7 @@ class TransformersTeacher:
         threads: int | None = None,
         trust_remote_code: bool = False,
         max_model_len: int | None = None,
+        ignore_eos: bool = False,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size must be at least 1, not {batch_size}")
@@ -69,6 +74,7 @@ class TransformersTeacher:
         self._template_kwargs = dict(template_kwargs or {})
         self._tags = as_tags(tags)
         self._prompt_opens = prompt_opens
+        self._ignore_eos = ignore_eos
         self._chat: Chat | None = None
         self._decoder: Any = None
         self.batch_size = batch_size
@@ -79,6 +85,7 @@ class TransformersTeacher:
         self.identity = (
             f"transformers:{self._where.name}@{self._where.fingerprint}"
             f"+template:{template_hash(shown, self._template_kwargs)}"
+            + ("+ignore_eos" if ignore_eos else "")
         )
 
     @classmethod
@@ -120,15 +127,20 @@ class TransformersTeacher:
     ) -> list[Completion | TeacherError]:
         """One item per request, in order: a Completion, or the TeacherError of that request.
 
+        More requests than `batch_size` are decoded in groups of like lengths.
         `text` and `token_ids` hold the whole output, `prefix_ids` included; `usage` counts the
         new tokens. `max_tokens` is cut to what the context still holds (flag `context`).
         Raises ModelError where no request could succeed.
         """
         self.open()
-        done: list[Completion | TeacherError] = []
-        for start in range(0, len(requests), self.batch_size):
-            done += self._group(requests[start : start + self.batch_size], on_tokens)
-        return done
+        jobs = [self._job(request) for request in requests]
+        rows = [row for _, row in jobs if row is not None]
+        if len(rows) > self.batch_size:
+            # Rows of a group are padded to its longest, and continuations differ by thousands.
+            rows.sort(key=lambda row: len(row.ids))
+        for start in range(0, len(rows), self.batch_size):
+            self._decode(rows[start : start + self.batch_size], on_tokens)
+        return [self._finished(turn, row) for turn, row in jobs]
 
     @property
     def context(self) -> int | None:
@@ -138,14 +150,9 @@ class TransformersTeacher:
         limits = [self._max_model_len, getattr(text_config, "max_position_embeddings", None)]
         return min((limit for limit in limits if limit), default=None)
 
-    def _group(
-        self, requests: Sequence[Request], on_tokens: OnTokens | None
-    ) -> list[Completion | TeacherError]:
+    def _decode(self, rows: Sequence[Row], on_tokens: OnTokens | None) -> None:
         import torch
 
-        assert self._chat is not None
-        jobs = [self._job(request) for request in requests]
-        rows = [row for turn, row in jobs if row is not None]
         try:
             self._decoder.run(rows, on_tokens)
         except torch.OutOfMemoryError as error:
@@ -154,15 +161,15 @@ class TransformersTeacher:
                 f"out of GPU memory with {len(rows)} rows of up to {longest} tokens",
                 "set a smaller options.batch_size (or max_tokens), or use engine vllm",
             ) from error
-        eos = self._decoder.eos
-        return [
-            turn
-            if isinstance(turn, TeacherError)
-            else self._chat.completion(turn, row.out, row.finish_reason, eos)
-            for turn, row in jobs
-        ]
 
-    def _job(self, request: Request) -> tuple[Turn | TeacherError, Any]:
+    def _finished(self, turn: Turn | TeacherError, row: Row | None) -> Completion | TeacherError:
+        if isinstance(turn, TeacherError):
+            return turn
+        assert self._chat is not None
+        assert row is not None
+        return self._chat.completion(turn, row.out, row.finish_reason, self._decoder.eos)
+
+    def _job(self, request: Request) -> tuple[Turn | TeacherError, Row | None]:
         """A request with its row of the batch, or with the error that keeps it out of it."""
         from distill.teachers.decoding import Row
 
@@ -211,7 +218,8 @@ class TransformersTeacher:
             model.to(device)
         if self._attention is None and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(ATTENTION)
-        return Decoder(model, eos=_eos(model, chat.tokenizer), pad=_pad(model, chat.tokenizer))
+        eos = frozenset() if self._ignore_eos else _eos(model, chat.tokenizer)
+        return Decoder(model, eos=eos, pad=_pad(model, chat.tokenizer))
 
     def _loaded(self, load: Callable[..., Any], **kwargs: Any) -> Any:
         """What `load` makes of this model's files; its failures as ModelError."""

@@ -83,6 +83,21 @@ def test_equal_requests_give_equal_text_in_any_number_of_groups(folder: Path) ->
     assert len({item.text for item in first if isinstance(item, Completion)}) > 5
 
 
+def test_more_requests_than_a_batch_are_decoded_by_length(folder: Path) -> None:
+    engine = scripted(TransformersTeacher(str(folder), batch_size=2), ["a<eos>", "b<eos>"])
+    widths: list[list[int]] = []
+    run = engine._decoder.run
+    engine._decoder.run = lambda rows, told: widths.append([len(r.ids) for r in rows]) or run(rows)
+    lengths = [30, 3, 40, 2, 35, 1]
+    long = ask([{"role": "user", "content": "1" * 200}], key="long/0/0")
+    chats = [ask([{"role": "user", "content": "1" * n}]) for n in lengths]
+    done = engine.complete_batch([*chats[:3], long, *chats[3:]])
+    assert widths == [[3, 4], [5, 32], [37, 42]]
+    assert isinstance(done.pop(3), TeacherError)
+    prompts = [item.usage.prompt_tokens for item in done if isinstance(item, Completion)]
+    assert prompts == [n + 2 for n in lengths]
+
+
 def test_text_and_token_prompts(teacher: TransformersTeacher) -> None:
     chat = one(teacher, ask())
     assert chat.prompt_ids is not None
