@@ -21,10 +21,9 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 
 def ask(question: str = QUESTION, *, greedy: bool = False, **more: Any) -> Request:
-    """A chat as the pocket teacher was trained to be asked."""
-    params = SamplingParams(
-        max_tokens=more.pop("max_tokens", 80), **({"temperature": 0.0} if greedy else {})
-    )
+    """A chat as the pocket teacher was trained to be asked; hot, where not greedy."""
+    heat = 0.0 if greedy else 1.5
+    params = SamplingParams(max_tokens=more.pop("max_tokens", 80), temperature=heat, top_p=1.0)
     content = f"{question}\n{INSTRUCTION}"
     key = more.pop("key", "p/0/0")
     return Request(key=key, prompt=[{"role": "user", "content": content}], params=params, **more)

@@ -19,16 +19,15 @@ from typing import Any
 
 import pytest
 
-from distill.problems import make_problems
 from distill.protocols import Completion, Request
-from distill.records import Problem, read_records
+from distill.records import Problem
 from distill.sample import sample
-from distill.schema import Problems, Sampling
+from distill.schema import Sampling
 from distill.teachers import catalog
 from distill.teachers.openai import OpenAITeacher
 from distill.teachers.served import ServedVLLM
 from distill.teachers.vllm import VLLMTeacher
-from tests.offline_vllm import ENGINE, MODEL, ask
+from tests.offline_vllm import ENGINE, INSTRUCTION, MODEL, QUESTION, ask
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -171,14 +170,15 @@ def test_any_server_by_its_url_reasons_in_a_field(
     assert rest.text == whole.text
 
 
-def problems_of(tmp_path: Path, count: int) -> list[Problem]:
-    task = {"task": "chain_sum", "size": count, "config": {"max_terms": 3, "max_digits": 2}}
-    make_problems(Problems(sources=[task]), seed=0, folder=tmp_path, out=tmp_path)  # type: ignore[list-item]
-    return list(read_records(Problem, tmp_path / "problems.jsonl"))
+def problems_of(count: int) -> list[Problem]:
+    """Sums of three terms, no two alike."""
+    sums = [f"{10 + i} + {80 - i} - {20 + i % 7}" for i in range(count)]
+    asked = [QUESTION.replace("61 + 28 - 17", one) for one in sums]
+    return [Problem(messages=({"role": "user", "content": f"{q}\n{INSTRUCTION}"},)) for q in asked]
 
 
 def test_what_was_cut_off_goes_on_from_its_tokens(served: ServedVLLM, tmp_path: Path) -> None:
-    problems = problems_of(tmp_path, 6)
+    problems = problems_of(6)
 
     def sampled(limit: int, pool: str) -> Any:
         sampling = Sampling(n=1, max_tokens=limit, temperature=0)
@@ -194,7 +194,7 @@ def test_what_was_cut_off_goes_on_from_its_tokens(served: ServedVLLM, tmp_path: 
 
 
 def test_one_of_two_is_killed_in_the_middle(served: ServedVLLM, tmp_path: Path) -> None:
-    problems = problems_of(tmp_path, 40)
+    problems = problems_of(40)
     (victim, other) = engine_cores(os.getpid())
     count = 0
 

@@ -23,6 +23,10 @@ def main(verb: str, options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options)
     until = "report" if verb in ("run", "report") else verb
+    if options.rehearse:
+        from distill.commands.rehearse import rehearse
+
+        return rehearse(recipe, until=until, runs=options.runs)
     report = distil(recipe, until=until, runs=options.runs, command=options.command)
     if options.json:
         print((report.path.parent / "report.json").read_text(encoding="utf-8"))
