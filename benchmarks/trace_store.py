@@ -84,8 +84,8 @@ def build(folder: Path, count: int, size: int) -> float:
 
 def _trace(number: int, text: str, size: int) -> Trace:
     begin = number * 37 % (len(text) - size)
-    # What a line holds besides the text is about 170 bytes.
-    body = text[begin : begin + max(1, size - 170)]
+    # What a line holds besides the text is about 250 bytes.
+    body = text[begin : begin + max(1, size - 250)]
     return Trace(problem_id=f"{number // 4:016x}", index=number % 4, text=body, max_tokens=1024)
 
 

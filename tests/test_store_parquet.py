@@ -222,6 +222,7 @@ def test_the_verb_compacts(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["pool", "nope"], "'nope' is no trace pool"),
         (["pool", "--parquet", "x.parquet"], "--parquet needs one pool"),
         (["pool", "mine-1", "lst=1"], "'lst=1' is no option"),
+        (["pool", "mine-1", "last=1"], "last is of use with --parquet only"),
         (["pool", "mine-1", "--parquet", "x.csv"], "cannot write 'x.csv'"),
     ],
 )

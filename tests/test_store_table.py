@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -109,3 +110,13 @@ def test_a_trace_takes_a_few_dozen_bytes_of_memory(tmp_path: Path) -> None:
     assert len(pool) == count
     assert kept / count < 48
     pool.close()
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_its_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.trace_store import main
+
+    figures = main(["--traces", "3000", "--rounds", "1"])
+    assert all(row["traces"] == 3000 for row in figures["medians"].values())
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"trace_store ratio=\d+\.\d{4} goal=0.2", last)

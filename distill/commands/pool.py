@@ -35,6 +35,8 @@ def main(verb: str, options: argparse.Namespace) -> int:
             if count := getattr(done, what):
                 print(f"  left out: {count:,} {what}")
         return 0
+    if wanted:
+        raise UsageError(f"{', '.join(wanted)} is of use with --parquet only", "add --parquet FILE")
     rows = [_describe(folder) for folder in folders]
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
