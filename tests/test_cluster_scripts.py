@@ -226,3 +226,14 @@ def test_the_scripts_parse_and_shellcheck_likes_them(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "--shell=bash", str(path)], check=True)
+
+
+def test_the_page_shows_what_the_arithmetic_prints() -> None:
+    command = [sys.executable, str(SCRIPTS / "arithmetic.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    *table, facts = printed.splitlines()
+    page = (SCRIPTS.parent.parent / "docs" / "many-gpus.md").read_text(encoding="utf-8")
+    assert "\n".join(table) in page
+    assert f"{json.loads(facts)['tokens_per_s']:,} tokens/s in all" in page
+    # 600,000 / 0.5 + 200,000 samples of 5,355 tokens, 512 GPUs at 180,000 a day.
+    assert "| 50% | 1.4M | 7.5B | 95,573 | 7.8 |" in page
