@@ -102,7 +102,8 @@ class JudgeSpec(TeacherSpec):
         """What stands for the prompt, the model and its sampling in a grade."""
         told = [*WORDING, self.identity()]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{PROMPT_VERSION}; {self.model or self.engine}; {digest}"
+        name = (self.model or self.engine).rpartition("/")[2]
+        return f"{PROMPT_VERSION}; {name}; {digest}"
 
 
 def engine_of(spec: JudgeSpec) -> str:
