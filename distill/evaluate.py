@@ -8,13 +8,14 @@ evaluation that was killed goes on, and one that is repeated is only graded agai
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import logging
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -192,13 +193,16 @@ class Evaluator:
         engine = build_engine(ref, self.folder)
         self.identities[ref.role] = engine.identity
         try:
-            outcome = self._ask(ref, engine)
+            # Servers take minutes to start; the sampler closes them after each of its calls.
+            with engine.kept() if hasattr(engine, "kept") else nullcontext():
+                outcome = self._ask(ref, engine)
         finally:
-            if hasattr(engine, "close"):
+            if hasattr(engine, "close") and not inspect.iscoroutinefunction(engine.close):
                 engine.close()
+            happened = list(getattr(engine, "notes", ()))
             del engine
             _free_memory()
-        for text in outcome.notes:
+        for text in [*outcome.notes, *happened]:
             self.tally.note(f"{ref.role}: {text}")
         self._keep(ref.role, outcome)
         self.tally.seconds_by_model[ref.role] = round(time.monotonic() - begun, 3)
