@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from distill import beta
 from distill.beta import JEFFREYS, Prior
 from distill.errors import UsageError
-from distill.schema import Sampling
+
+if TYPE_CHECKING:
+    from distill.schema import Sampling
 
 Reason = Literal["enough", "most", "hopeless"]
 
@@ -117,18 +119,7 @@ class Policy:
 
         Raises UsageError for a point that the rule never reaches, such as one with surplus.
         """
-        if tries == 0:
-            raise UsageError("no sample, no pass rate", "leave out problems that were not tried")
-        if self.stop(tries, accepted) is None:
-            want = self.want if self.want and self.want <= tries else None
-            return replace(self, want=want, most=tries).pass_rate(tries, accepted)
-        every = _paths(self, 0, 0).get((tries, accepted), 0)
-        if not every:
-            raise UsageError(
-                f"sampling never stops at {accepted} accepted of {tries}",
-                "count up to the stopping point alone: Policy.stopped_at",
-            )
-        return _paths(self, 1, 1).get((tries, accepted), 0) / every
+        return _pass_rate(self, tries, accepted)
 
     def interval(self, tries: int, accepted: int, level: float = 0.95) -> tuple[float, float]:
         """Equal-tailed credible interval of a pass rate; a stopping rule does not change it."""
@@ -136,10 +127,6 @@ class Policy:
         low = beta.quantile((1 - level) / 2, a, b) if accepted else 0.0
         high = beta.quantile((1 + level) / 2, a, b) if accepted < tries else 1.0
         return low, high
-
-
-FIXED_N = Policy(most=16)
-"""R1-style rejection sampling as everybody does it: the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +303,22 @@ def _hopeless_from(policy: Policy) -> tuple[int, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=65536)
+def _pass_rate(policy: Policy, tries: int, accepted: int) -> float:
+    if tries == 0:
+        raise UsageError("no sample, no pass rate", "leave out problems that were not tried")
+    if policy.stop(tries, accepted) is None:
+        want = policy.want if policy.want and policy.want <= tries else None
+        return _pass_rate(replace(policy, want=want, most=tries), tries, accepted)
+    every = _paths(policy, 0, 0).get((tries, accepted), 0)
+    if not every:
+        raise UsageError(
+            f"sampling never stops at {accepted} accepted of {tries}",
+            "count up to the stopping point alone: Policy.stopped_at",
+        )
+    return _paths(policy, 1, 1).get((tries, accepted), 0) / every
+
+
 @lru_cache(maxsize=256)
 def _paths(policy: Policy, tries: int, accepted: int) -> dict[tuple[int, int], int]:
     """The number of ways from a point to every stopping point, as exact integers."""
@@ -346,7 +349,7 @@ def _outlook(
     values: list[float] = []
     alive = {accepted: 1.0} if policy.stop(tries, accepted) is None else {}
     while alive and len(chance) < HORIZON:
-        reached = sum(alive.values())
+        reached = round(sum(alive.values()), 12)  # 1 is exactly 1: needed in any case
         after: dict[int, float] = {}
         worth = 0.0
         for k, p in alive.items():

@@ -192,8 +192,8 @@ def test_the_interval_covers() -> None:
 @pytest.mark.parametrize("x", [0.001, 0.02, 0.3, 0.7, 0.999])
 @pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (0.5, 96.5), (3.5, 10.5), (20, 1.5), (1, 1)])
 def test_the_distribution_function_agrees_with_scipy(a: float, b: float, x: float) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    assert beta.cdf(x, a, b) == pytest.approx(stats.beta.cdf(x, a, b), abs=1e-10)
+    special = pytest.importorskip("scipy.special")
+    assert beta.cdf(x, a, b) == pytest.approx(special.betainc(a, b, x), abs=1e-10)
     level = beta.cdf(x, a, b)
     if 1e-6 < level < 1 - 1e-6:
         assert beta.quantile(level, a, b) == pytest.approx(x, rel=1e-6)

@@ -133,3 +133,12 @@ def test_recorded_outcomes_are_read(tmp_path: Path) -> None:
         write_jsonl(tmp_path / "torn.jsonl", torn)
         with pytest.raises(DataError, match=r"torn\.jsonl"):
             Outcomes.read(tmp_path / "torn.jsonl")
+
+
+def test_the_pocket_teachers_recorded_samples() -> None:
+    from benchmarks.adaptive_sampling import POCKET, ratio
+
+    recorded = Outcomes.read(POCKET)
+    assert recorded.accepted.shape[1] == 16
+    assert ratio(recorded, 1, 16) < 0.3
+    assert ratio(recorded, 4, 16) < 0.5
