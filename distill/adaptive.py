@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from distill.accept import Acceptance, Judged
-from distill.course import BUDGET, CERTAIN, FAILED, LIKELY, Course, Place, Result
+from distill.course import BUDGET, CERTAIN, LIKELY, Course, Place, Result
 from distill.meter import Meter
 from distill.policy import Policy, allocate
 from distill.protocols import Capabilities
@@ -168,7 +168,7 @@ class Adaptive:
         samples = None
         if left is not None:
             given = self._allocate(left)
-            samples = sum(given.values())
+            samples = sum(given)
             for at in open_now:
                 self.courses[at].allowance = given[at]
             if not samples:
@@ -205,14 +205,11 @@ class Adaptive:
         found.update(f"stopped {course.reason}" for course in self.courses if course.reason)
         return found
 
-    def _allocate(self, left: float) -> dict[int, int]:
-        """How many samples each problem may have of a budget's next round, by its position."""
-        # Those that are done tell of lengths and pass rates; those that failed tell of nothing.
-        known = [at for at, course in enumerate(self.courses) if course.reason != FAILED]
+    def _allocate(self, left: float) -> list[int]:
+        """How many samples each problem may have of a budget's next round."""
         first = min(MEAN_TOKENS, stages(self.sampling)[0], left / PROBE)
-        states = [self.courses[at].state for at in known]
-        given = allocate(self.policy, states, max(0.0, left), sample_tokens=first)
-        return dict(zip(known, given, strict=True))
+        states = [course.state for course in self.courses]
+        return allocate(self.policy, states, max(0.0, left), sample_tokens=first)
 
     def _groups(self) -> list[list[At]]:
         """The next requests in whole groups: needed in any case, and likely ones to fill one."""

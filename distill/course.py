@@ -97,7 +97,7 @@ class Course:
     @property
     def state(self) -> State:
         """What the allocation of a round has to know."""
-        return State(self.tries, self.accepted, self.tokens)
+        return State(self.tries, self.accepted, self.tokens, over=self.reason is not None)
 
     @property
     def next(self) -> Place:
