@@ -275,10 +275,15 @@ class TracePool:
 
     def _line(self, row: int) -> bytes:
         number, offset, length = self._table.place(row)
-        with contextlib.suppress(OSError):
+        try:
             line = os.pread(self._reader(number), length, offset)
-            if whole(line):
-                return line
+        except OSError as error:
+            raise StoreError(
+                f"{self._segments[number].path} cannot be read: {error.strerror}",
+                "see to the file and run the same command again",
+            ) from error
+        if whole(line):
+            return line
         raise self._changed(row)
 
     def _changed(self, row: int) -> StoreError:

@@ -151,6 +151,8 @@ def test_a_file_that_loses_what_was_read_is_noticed(tmp_path: Path) -> None:
         segment.unlink()
         with pytest.raises(StoreError, match="cannot be read"):
             pool.refresh()
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
+            pool.get(("p", 0, 0))
 
 
 def test_a_torn_line_that_its_writer_took_back_is_forgotten(tmp_path: Path) -> None:
