@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,38 +26,37 @@ class Turns:
     def __init__(self, courses: Sequence[Course], least: float) -> None:
         self._courses, self._least = courses, least
         self._heap: list[tuple[float, int]] = []
-        self._listed: set[int] = set()
+        self._ranks: dict[int, float] = {}
         self._next = 0
 
     def again(self, at: int) -> None:
         """This problem may have something to ask."""
-        if at < self._next and at not in self._listed:
+        if at < self._next:
             self._push(at)
 
     def pop(self) -> At | None:
         """The next request, counted as asked; None while nobody has one."""
-        while True:
-            found = self._best()
-            if found is None:
-                return None
-            at, place = found
-            self._courses[at].asked.append(place)
-            return found
+        found = self._best()
+        if found is not None:
+            self._courses[found[0]].asked.append(found[1])
+        return found
 
     def _best(self) -> At | None:
-        while self._heap:
+        while self._heap or self._enter():
+            if not self._heap:
+                continue  # the one that entered has nothing to ask
             rank, at = self._heap[0]
-            found = self._courses[at].ask(self._least)
+            found = self._courses[at].ask(self._least) if self._ranks.get(at) == rank else None
             if found is None:
                 heapq.heappop(self._heap)
-                self._listed.discard(at)
+                if self._ranks.get(at) == rank:
+                    del self._ranks[at]
             elif (now := _rank(found[0])) != rank:
+                self._ranks[at] = now
                 heapq.heapreplace(self._heap, (now, at))
-            elif rank > 0 and self._enter():
-                continue
-            else:
+            elif not (rank > 0 and self._enter()):
                 return at, found[1]
-        return self._best() if self._enter() else None
+        return None
 
     def _enter(self) -> bool:
         """Let the next problem in. False if all are."""
@@ -69,9 +69,10 @@ class Turns:
 
     def _push(self, at: int) -> None:
         found = self._courses[at].ask(self._least)
-        if found is not None:
-            heapq.heappush(self._heap, (_rank(found[0]), at))
-            self._listed.add(at)
+        # A grade may raise a problem's rank: it is listed anew, and the old entry is passed over.
+        if found is not None and _rank(found[0]) < self._ranks.get(at, math.inf):
+            self._ranks[at] = _rank(found[0])
+            heapq.heappush(self._heap, (self._ranks[at], at))
 
 
 class Stream:
@@ -127,8 +128,7 @@ class Stream:
                 self._start(self._buy(found))
             else:
                 self._arrived.append((found, trace))
-                if self.plan.meter:
-                    self.plan.meter.reused(trace)
+                self.plan.count_reused(trace)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
