@@ -60,6 +60,7 @@ class Adaptive:
         self.least = CERTAIN if self.budget.limited else LIKELY
         """How likely a request must be needed to be asked; a budget is spent on certain ones."""
         self._before_round: Counter[str] = Counter()
+        self._bought: set[At] = set()
         self.fresh = array("Q")
 
     @property
@@ -103,12 +104,15 @@ class Adaptive:
                 trace = self.pool.get(self.key(at, place))
                 assert trace is not None
                 traces.append(trace)
+                if (at, place) not in self._bought:
+                    self.count_reused(trace)
                 yield self.problems[at], trace
 
         traces: deque[Trace] = deque()
         results: dict[At, Result] = {}
         for found, judged in zip(there, self.accept.judge(stored()), strict=True):
             results[found] = self.result(found, traces.popleft(), judged)
+        self._bought.clear()
         for found in asked:
             self.tell(found, results.get(found) or Result(lost=True))
 
@@ -142,6 +146,11 @@ class Adaptive:
         """Remember that this run buys a sample (or a further segment of it)."""
         at, (index, _) = found
         self.fresh.append(at * MOST_INDICES + index)
+
+    def count_reused(self, trace: Trace) -> None:
+        """Tell the meter of a sample that was in the pool; further segments belong to it."""
+        if self.meter and not trace.segment:
+            self.meter.reused(trace)
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -233,6 +242,7 @@ class Adaptive:
         missing = [found for found in group if self.key(*found) not in self.pool]
         for found in missing:
             self.count_fresh(found)
+        self._bought.update(missing)
         return [self.job(*found) for found in group] if missing else []
 
     # -- what counts ---------------------------------------------------------------------------
