@@ -229,6 +229,7 @@ class Meter:
                 "pass_rates": list(self._pass_rates),
                 "tokens": tokens,
                 "tokens_bought": self._tokens,
+                "tokens_under_way": max(0, self._live - self._tokens),
                 "tokens_per_s": round(grown / span, 1) if span else 0.0,
                 "traces_per_s": round(arrived / span, 3) if span else 0.0,
                 "window_s": round(span, 1),

@@ -77,9 +77,12 @@ def view(figures: Mapping[str, Any], seconds: float) -> list[str]:
     """The figures of a `Meter` after so many seconds: time, speed, pass rates and money, faults."""
     f = figures
     first = [duration(seconds)]
+    if not (f["tokens"] or f["tokens_under_way"]):
+        first.append("no token yet")
     if f["eta_s"]:
         first.append(f"about {duration(f['eta_s'])} left")
-    speed = [f"{f['tokens_per_s']:,.0f} tokens/s", f"{f['tokens']:,} tokens"]
+    tokens = f["tokens"] + f["tokens_under_way"]
+    speed = [f"{f['tokens_per_s']:,.0f} tokens/s", f"{tokens:,} tokens"] if tokens else []
     if f["graded"]:
         speed.insert(0, f"accepted {f['accepted']:,} of {f['graded']:,}")
     if f["tokens_per_accepted"]:

@@ -114,6 +114,8 @@ def test_tokens_under_way_count_where_the_engine_tells_of_them() -> None:
         clock.now += 1
         meter.streamed(50)
     assert meter.figures()["tokens_per_s"] == 60
+    assert meter.figures()["tokens_under_way"] == 500
+    assert view(meter.figures(), 10)[1] == "60 tokens/s  600 tokens"
     before = meter.figures()["tokens_to_come"]
     meter.streamed(200)
     assert meter.figures()["tokens_to_come"] == before - 200
@@ -339,4 +341,4 @@ def test_amounts() -> None:
 
 def test_figures_are_json_and_the_view_takes_them_back() -> None:
     figures = adaptive(Clock()).figures()
-    assert view(json.loads(json.dumps(figures)), 5) == ["5s", "0 tokens/s  0 tokens"]
+    assert view(json.loads(json.dumps(figures)), 5) == ["5s  no token yet"]
