@@ -42,7 +42,7 @@ def rehearsed(recipe: Recipe, engine: str) -> Recipe:
     options = _to_the_limit(engine, changed.teacher.options)
     changed.teacher = changed.teacher.model_copy(update={"options": options})
     sampling = changed.sampling.model_dump()
-    fixed = {"want": None, "budget_tokens": None, "budget_cost": None, "limits": []}
+    fixed: dict[str, Any] = {"want": None, "budget_tokens": None, "budget_cost": None, "limits": []}
     changed.sampling = Sampling(**{**sampling, **fixed, "n": _samples(engine, options)})
     changed.filters = []
     # Two micro-batches of full examples an update: gradients are summed as in the real training.

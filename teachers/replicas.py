@@ -100,7 +100,7 @@ class Replica:
     number: int
     port: int
     devices: tuple[str, ...]
-    log: Path
+    log: Path = Path(os.devnull)
     process: subprocess.Popen[bytes] | None = None
     log_start: int = 0
     started_at: float = 0.0
@@ -150,15 +150,14 @@ class Replicas:
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._devices = list(devices)
-        self._replicas: list[Replica] = []
+        ports = _free_ports(len(devices))
+        self._replicas = [Replica(i, ports[i], gpus) for i, gpus in enumerate(devices)]
         self.notes: list[str] = []
         self.failure = ""
 
     @property
     def urls(self) -> list[str]:
-        """Base URLs, in the order of the replicas; fixed from the first start on."""
-        self._prepare()
+        """Base URLs, in the order of the replicas; they stay the same."""
         return [f"http://127.0.0.1:{one.port}" for one in self._replicas]
 
     @property
@@ -174,7 +173,7 @@ class Replicas:
         with self._lock:
             if self.running:
                 return
-            self._prepare()
+            self._make_logs()
             self._stopping.clear()
             self.failure = ""
             try:
@@ -203,17 +202,12 @@ class Replicas:
 
     # -- one server ----------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _make_logs(self) -> None:
         if self._logs is None:
             self._logs = Path(tempfile.mkdtemp(prefix="distill-replicas-"))
         self._logs.mkdir(parents=True, exist_ok=True)
-        if not self._replicas:
-            ports = _free_ports(len(self._devices))
-            for number, (port, devices) in enumerate(zip(ports, self._devices, strict=True)):
-                log_file = self._logs / f"replica-{number}.log"
-                self._replicas.append(Replica(number, port, devices, log_file))
         for one in self._replicas:
-            one.log = self._logs / one.log.name
+            one.log = self._logs / f"replica-{one.number}.log"
 
     def _spawn(self, one: Replica) -> None:
         environment = {**os.environ, **self._environment}
@@ -284,7 +278,10 @@ class Replicas:
         now = time.monotonic()
         if one.process is None:
             if now >= one.restart_at:
-                self._spawn(one)
+                try:
+                    self._spawn(one)
+                except OSError as error:
+                    self._died(one, f"could not be started ({error})")
             return
         code = one.process.poll()
         if code is not None:

@@ -130,6 +130,7 @@ class ServedVLLM:
         self._context: int | None = None
         self._kept = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
         self._under_way: set[asyncio.Task[Completion]] = set()
 
     @classmethod
@@ -170,7 +171,9 @@ class ServedVLLM:
 
     async def open(self) -> None:
         """Start the servers: minutes for a large model. Raises ModelError with the log's end."""
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._opening, self._loop = asyncio.Lock(), loop
         try:
             await asyncio.to_thread(self._replicas.start)
         except asyncio.CancelledError:
@@ -189,8 +192,7 @@ class ServedVLLM:
 
     async def complete(self, request: Request, on_tokens: OnTokens | None = None) -> Completion:
         """One answer. Raises TeacherError, fatal once no server is left."""
-        if self._chat is None or not self._replicas.running:
-            await self.open()
+        await self._ready()
         assert self._chat is not None
         turn = self._chat.turn(request, self._context)
         params = dataclasses.replace(
@@ -209,6 +211,16 @@ class ServedVLLM:
         eos = {self._chat.tokenizer.eos_token_id}
         done = self._chat.completion(turn, answer.token_ids, answer.finish_reason, eos)
         return dataclasses.replace(done, fingerprint=answer.fingerprint)
+
+    async def _ready(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._opening, self._loop = asyncio.Lock(), loop
+        async with self._opening:
+            if self._chat is None or not self._replicas.running:
+                await self.open()
+        if self._replicas.failure:
+            raise TeacherError(self._replicas.failure, fatal=True)
 
     async def _ask(self, request: Request, on_tokens: OnTokens | None) -> Completion:
         task = asyncio.ensure_future(self._client.complete(request, on_tokens))
