@@ -28,6 +28,8 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _LIMIT = re.compile(r"maximum context length (?:is|of) (\d+)", re.IGNORECASE)
+_WHOLE = re.compile(r"max_tokens=\d+ cannot be greater than \w+=(\d+)")
+"""vLLM 0.32 where the limit alone passes the context; otherwise it lowers the limit itself."""
 _PROMPT = re.compile(r"(\d+) (?:in the (?:messages|prompt)|input tokens)|has (\d+) input")
 _QUOTA = re.compile(r"insufficient[_ ](quota|balance)|exceeded your current quota", re.IGNORECASE)
 
@@ -121,6 +123,9 @@ def room_left(said: str, asked: int) -> int | None:
     Older vLLM and other servers refuse a request whose prompt and limit together pass the
     context, although the prompt alone fits.
     """
+    if whole := _WHOLE.search(said):
+        room = int(whole[1])
+        return room if 0 < room < asked else None
     limit, prompt = _LIMIT.search(said), _PROMPT.search(said)
     if not limit or not prompt:
         return None

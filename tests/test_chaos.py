@@ -28,7 +28,7 @@ from distill.records import Verdict, read_records
 from distill.store import TracePool
 
 PROBLEMS, N = 40, 4
-SAMPLER_KILLS, SERVER_KILLS = 5, 8
+SAMPLER_KILLS, SERVER_KILLS = 4, 8
 FAULTS = 0.1
 ROOT = Path(__file__).parent.parent
 

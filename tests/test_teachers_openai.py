@@ -111,6 +111,25 @@ def test_what_is_sent_for_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_a_vllm_server_is_asked_for_chunks_of_several_tokens_where_no_parser_reads_them() -> None:
+    class VLLM(FakeServer):
+        def greet(self, asked: Asked) -> Reply | None:
+            return as_json({"data": [{"id": "m", "owned_by": "vllm"}]})
+
+    def sent(server: FakeServer, **kwargs: Any) -> list[int | None]:
+        server.asked.clear()
+        complete(teacher(server, **kwargs), ask(), ask("1+2="), ask([1, 2]))
+        bodies = sorted((a.body or {} for a in server.asked), key=lambda body: "messages" in body)
+        return [body.get("stream_interval") for body in bodies]
+
+    with VLLM(lambda _: stream("3")) as server:
+        assert sent(server) == [16, 16, None]
+        assert sent(server, stream_interval=4) == [4, 4, 4]
+        assert sent(server, extra_body={"stream_interval": 2}) == [2, 2, 2]
+    with FakeServer(lambda _: stream("3")) as other:
+        assert sent(other) == [None, None, None]
+
+
 def test_what_a_server_does_not_honour_is_not_sent() -> None:
     with FakeServer(lambda _: stream("3")) as server:
         engine = teacher(

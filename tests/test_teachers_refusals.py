@@ -138,6 +138,30 @@ def test_a_limit_that_the_context_cannot_hold_is_lowered_once() -> None:
     assert room_left(old, 1000) == 924
     assert room_left(old, 900) is None
     assert room_left("something else", 900) is None
+    new = "max_tokens=2000 cannot be greater than max_model_len=1024. Please request fewer"
+    assert room_left(new, 2000) == 1024
+
+
+def test_a_context_that_the_server_tells_is_asked_for_no_more_than_it_holds() -> None:
+    class Told(FakeServer):
+        def greet(self, asked: Asked) -> Reply | None:
+            return as_json({"data": [{"id": "m", "max_model_len": 8}]})
+
+    def full(asked: Asked) -> Reply:
+        end = "length" if asked.body and asked.body["max_tokens"] > 2 else "stop"
+        return sse([chunk({"content": "abc"}, end), chunk(usage={"prompt_tokens": 5} | three)])
+
+    three = {"completion_tokens": 3}
+    with Told(full) as server:
+        over, within, ended = complete(
+            teacher(server), ask(max_tokens=99), ask(max_tokens=8), ask(max_tokens=2)
+        )
+        limits = sorted(a.body["max_tokens"] for a in server.asked if a.body)
+    assert limits == [2, 8, 8]
+    assert isinstance(over, Completion)
+    assert isinstance(within, Completion)
+    assert isinstance(ended, Completion)
+    assert (over.flags, within.flags, ended.flags) == (("context",), ("context",), ())
 
 
 def test_requests_that_no_server_takes_end_the_run_only_if_nothing_ever_worked() -> None:
