@@ -8,14 +8,11 @@ from distill.protocols import Capabilities
 from distill.records import Problem, TraceKey
 from distill.schema import Sampling
 from distill.store import TracePool
-from distill.wanted import Job, Lack, lack, last_segment, stages
+from distill.wanted import Job, lack, last_segment, stages
 
 
 class Fixed:
-    """What fixed n asks for, one growing limit after the other.
-
-    `keys` are those that the pool lacked, `last` says what the highest limit could not continue.
-    """
+    """What fixed n asks for, one growing limit after the other. `keys`: what the pool lacked."""
 
     def __init__(
         self,
@@ -28,7 +25,6 @@ class Fixed:
         self.problems, self.sampling, self.pool = problems, sampling, pool
         self.can, self.batch_size = can, batch_size
         self.keys: list[TraceKey] = []
-        self.last = Lack()
 
     @property
     def wanted(self) -> int:
@@ -37,11 +33,9 @@ class Fixed:
     def rounds(self) -> Iterator[list[list[Job]]]:
         """Groups of jobs to buy; after each limit, what was cut off at it is known."""
         for limit in stages(self.sampling):
-            self.last = lack(
-                self.problems, self.sampling, self.pool, self.can, self.batch_size, limit
-            )
-            self.keys += self.last.keys
-            yield self.last.groups
+            found = lack(self.problems, self.sampling, self.pool, self.can, self.batch_size, limit)
+            self.keys += found.keys
+            yield found.groups
 
     def listed(self) -> Iterator[TraceKey]:
         """Every wanted trace there is, by problem and index, its last segment."""

@@ -196,7 +196,8 @@ class Session:
                 for group in groups:
                     if self.stopping:
                         return
-                    _run(self._open())
+                    if not self._opened:
+                        _run(self._open())
                     self.buyer.buy_group(group)
         finally:
             _run(self._close())

@@ -96,17 +96,10 @@ def next_limit(trace: Trace, sampling: Sampling) -> int | None:
 
 @dataclass(slots=True)
 class Lack:
-    """What the pool lacks.
-
-    `groups` are the jobs in the order of buying and `keys` those that are new. `kept_cut`
-    counts traces cut off below the present limit that the engine cannot go on with, `full`
-    those that fill its context.
-    """
+    """What the pool lacks: jobs in the order of buying, and the keys of those that are new."""
 
     groups: list[list[Job]] = field(default_factory=list)
     keys: list[TraceKey] = field(default_factory=list)
-    kept_cut: int = 0
-    full: int = 0
 
 
 def lack(
@@ -129,7 +122,7 @@ def lack(
         size = batch_size or len(pairs)
         for start in range(0, len(pairs), size):
             some = pairs[start : start + size]
-            begun = [(p, i, _unfinished(p.id, i, limit, pool, can, found)) for p, i in some]
+            begun = [(p, i, _unfinished(p.id, i, limit, pool, can)) for p, i in some]
             for jobs in (
                 [Job(p, i, limit) for p, i in some],
                 [Job(p, i, limit, before) for p, i, before in begun if before],
@@ -150,7 +143,7 @@ def last_segment(pool: TracePool, problem_id: str, index: int) -> int:
 
 
 def _unfinished(
-    problem_id: str, index: int, limit: int, pool: TracePool, can: Capabilities, found: Lack
+    problem_id: str, index: int, limit: int, pool: TracePool, can: Capabilities
 ) -> Trace | None:
     """The stored trace that was cut off below the present limit and can be gone on with."""
     last, segment = None, 0
@@ -162,7 +155,4 @@ def _unfinished(
         last, segment = trace, segment + 1
     if last is None:
         return None
-    bar = barred(last, can)
-    found.full += bar == "full"
-    found.kept_cut += bar == "engine"
-    return last if bar is None else None
+    return last if barred(last, can) is None else None

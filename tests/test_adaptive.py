@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from distill.course import LIKELY, Course, Result
 from distill.errors import DistillError, StoreError, TeacherError
+from distill.job import Job
 from distill.policy import Policy
 from distill.protocols import Completion, Request
+from distill.recipe import Recipe
 from distill.records import Grade, Problem, Trace, read_jsonl, write_jsonl
 from distill.sample import SampleResult, run_sample, sample, sample_async
 from distill.schema import PartSpec, Sampling
+from distill.step import Workspace
 from distill.store import TracePool
 from distill.stream import Turns
 from tests.coins import Coin, CoinBatch, coins, judge, lands, naive, toss, yes
@@ -412,3 +415,24 @@ def test_a_locked_pool_refuses_only_whoever_needs_something(tmp_path: Path) -> N
         assert toss(problems, Coin(), tmp_path).traces == done.traces
         with pytest.raises(StoreError, match="is writing"):
             toss(problems, Coin(), tmp_path, want=3)
+
+
+# -- what identifies the step ----------------------------------------------------------
+
+
+def test_graders_and_filters_identify_the_step_only_where_they_decide(tmp_path: Path) -> None:
+    def identity(*overrides: str, variant: str = "") -> Any:
+        recipe = Recipe.load("pocket", variant=variant, overrides=overrides)
+        asked = Job(recipe, Workspace(tmp_path))._sampling_identity()
+        return json.dumps(asked, sort_keys=True)
+
+    strict = "filters=[truncated,correct]"
+    assert identity() == identity(strict) == identity("sampling.max=3", "sampling.give_up=0.5")
+    assert identity() != identity("sampling.limits=[100]")
+    adaptive = identity(variant="adaptive")
+    assert adaptive != identity(strict, variant="adaptive")
+    assert adaptive != identity("grading.timeout_s=9", variant="adaptive")
+    assert adaptive == identity("sampling.n=9", "grading.workers=1", variant="adaptive")
+    # What is asked in its own step alone decides nothing here.
+    later = "filters=[truncated,correct,format,length,repetition,duplicates]"
+    assert adaptive == identity(later, variant="adaptive")
