@@ -81,7 +81,7 @@ class Resumer:
         """
         prompt_ids = request.prompt_ids
         if prompt_ids is None and _are_ids(request.prompt):
-            prompt_ids = [int(token) for token in request.prompt]  # type: ignore[call-overload]
+            prompt_ids = [int(token) for token in request.prompt]  # type: ignore[arg-type]
         if request.prefix_ids and prompt_ids is not None:
             return await self._by_ids(request, url, list(prompt_ids), list(request.prefix_ids))
         if not request.prefix_text:

@@ -41,7 +41,7 @@ PRIOR = 4
 
 
 class Busy(TeacherError):
-    """A server that has too much to do: 429, 503, a first token that came too late."""
+    """A server that has too much to do: 429."""
 
 
 class Broken(TeacherError):
@@ -49,7 +49,7 @@ class Broken(TeacherError):
 
 
 class Overloaded(Busy, Broken):
-    """503 and its like: too much to do, or nobody behind the proxy."""
+    """503, no first token in time: too much to do, or nobody there behind the proxy."""
 
 
 class Unreachable(Broken):
@@ -89,6 +89,7 @@ class Server:
         return self.in_flight + 1 <= self.limit
 
     def stats(self) -> dict[str, Any]:
+        """What `ServerPool.stats` tells of it."""
         return {
             "url": self.url,
             "up": self.healthy,
@@ -134,7 +135,7 @@ class ServerPool:
 
     urls: Sequence[str]
     check: Callable[[str], Awaitable[bool]]
-    outage_s: float = 600.0
+    outage_s: float = 1800.0
     slow_s: float = math.inf
     servers: list[Server] = field(init=False)
     _waiting: deque[tuple[int, asyncio.Future[Lease]]] = field(default_factory=deque)
@@ -270,10 +271,10 @@ class ServerPool:
                 continue
             server = self._pick()
             if server is None:
-                held = [s._held_until for s in self.servers if s.healthy]
-                soonest = min(held, default=-math.inf) - _now()
-                if soonest > 0:
-                    self._after("hold", soonest, self._serve)
+                now = _now()
+                held = [s._held_until - now for s in self.servers if s.healthy]
+                if waits := [seconds for seconds in held if seconds > 0]:
+                    self._after("hold", min(waits), self._serve)
                 return
             self._waiting.popleft()
             future.set_result(self._lend(server, most))
@@ -304,7 +305,7 @@ class ServerPool:
         if lease.begun < server._back_at or not server.healthy:
             return  # sent before the server was left out: nothing new
         if isinstance(error, Overloaded) and server._streaming:
-            return
+            return  # it works for others: it has enough to do and is not gone
         server._faults += 1
         server._unreachable += isinstance(error, Unreachable)
         patience = 1 if server._proving else FAULTS

@@ -18,7 +18,7 @@ import httpx
 from distill.errors import TeacherError
 from distill.protocols import OnTokens
 from distill.teachers.refusals import Refusals
-from distill.teachers.servers import Broken, Busy, Lease, Unreachable
+from distill.teachers.servers import Broken, Lease, Overloaded, Unreachable
 from distill.teachers.stream import Answer, Body
 
 CONNECT_S = 60.0
@@ -167,7 +167,7 @@ class Wire:
                 "raise sampling.silence_s if the server pauses for longer",
                 retry=True,
             )
-        return Busy(
+        return Overloaded(
             f"{url}: no token for {self._first_s:g} s",
             "raise sampling.timeout_s if the server queues requests for longer",
             retry=True,
