@@ -20,13 +20,13 @@ from distill.schema import SourceSpec
 from distill.step import Done, Step, Workspace
 
 VERSIONS = {
-    "problems": "1",
+    "problems": "2",
     "import": "1",
-    "sample": "1",
-    "grade": "1",
+    "sample": "2",
+    "grade": "2",
     "tasks": "1",
     "filter": "1",
-    "select": "1",
+    "select": "2",
     "train": "1",
     "evaluate": "1",
 }

@@ -232,4 +232,5 @@ def notes(session: Session, tally: Tally) -> list[str]:
     if isinstance(session.plan, Adaptive) and session.plan.accept.later:
         names = ", ".join(session.plan.accept.later)
         said.append(f"judged after sampling, so that accepted traces may still be dropped: {names}")
+    said += getattr(session.buyer.teacher, "notes", ())
     return said + session.buyer.watch.changes
