@@ -53,10 +53,10 @@ def llm_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ingress_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of the ingress: enough of them, and no queue that throttles the replicas."""
+    """Options of the ingress: two at least, for one may be lost with its node."""
     in_flight = args.replicas * args.per_replica
     config: dict[str, Any] = {
-        "num_replicas": max(1, -(-args.replicas // 4)),
+        "num_replicas": max(2, -(-args.replicas // 4)),
         "max_ongoing_requests": in_flight,
     }
     if args.cpus:
