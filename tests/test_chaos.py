@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.records import Verdict, read_records
+from distill.records import Verdict, read_jsonl, read_records
 from distill.store import TracePool
 
 PROBLEMS, N = 40, 4
@@ -156,13 +156,19 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
 def accepted(path: Path) -> set[tuple[str, int]]:
     """Run the filters and return what they keep."""
     assert distill("filter", path).wait(timeout=120) == 0, (path.parent / "log").read_text()
-    (verdicts,) = path.parent.glob("runs/steps/filter-*/verdicts.jsonl")
-    return {(v.problem_id, v.index) for v in read_records(Verdict, verdicts) if v.kept}
+    verdicts = read_records(Verdict, step(path, "filter") / "verdicts.jsonl")
+    return {(v.problem_id, v.index) for v in verdicts if v.kept}
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
-    (traces,) = path.parent.glob("runs/steps/sample-*/traces.jsonl")
-    return [json.loads(line) for line in traces.read_text().splitlines()]
+    return list(read_jsonl(step(path, "sample") / "traces.jsonl"))
+
+
+def step(path: Path, name: str) -> Path:
+    """The folder of a step of the recipe's latest run."""
+    runs = path.parent / "runs"
+    latest = max(runs.glob("chaos-*/run.json"), key=lambda file: file.stat().st_mtime)
+    return runs / str(json.loads(latest.read_text())["steps"][name]["folder"])
 
 
 @pytest.mark.slow
