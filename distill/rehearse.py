@@ -205,7 +205,7 @@ class Memory:
             f"GPU {name}: {used / 1024:.1f} of {total / 1024:.1f} GiB"
             for name, (used, total) in sorted(self.gpus.items())
         ]
-        return ", ".join(said) or "memory not known on this system"
+        return ", ".join(said) or "no process of its own was seen"
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every_s):

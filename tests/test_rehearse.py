@@ -151,7 +151,7 @@ def test_the_pocket_recipe_is_rehearsed_and_leaves_no_trace(tmp_path: Path) -> N
     assert "8 traces, 384 tokens, 8 at the limit" in done.stderr
     assert "16 examples of 51" in done.stderr
     assert "2 updates, " in done.stderr
-    assert done.stderr.count("peak: ") == 9
+    assert done.stderr.count("peak: ") == 8
     left = {path.name.partition("-")[0] for path in (tmp_path / "steps").iterdir()}
     assert left == {"problems", "tasks"}
     assert not (tmp_path / "pool").exists()
