@@ -107,11 +107,7 @@ class OpenAITeacher:
             "prefix": return_token_ids,
             **(capabilities or {}),
         }
-        try:
-            self.capabilities = Capabilities(**promised)
-        except TypeError:
-            known = ", ".join(Capabilities.__dataclass_fields__)
-            raise RecipeError(f"unknown capability in {promised}", f"known: {known}") from None
+        self.capabilities = _capabilities(promised)
         body = json.dumps(self._extra, sort_keys=True) if self._extra else ""
         self.identity = (
             f"openai:{model}@{revision or 'undeclared'}"
@@ -311,6 +307,14 @@ class OpenAITeacher:
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(self._key_env, "").strip()
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _capabilities(promised: Mapping[str, Any]) -> Capabilities:
+    try:
+        return Capabilities(**promised)
+    except TypeError:
+        known = ", ".join(Capabilities.__dataclass_fields__)
+        raise RecipeError(f"unknown capability in {promised}", f"known: {known}") from None
 
 
 def _base(url: str) -> str:
