@@ -31,7 +31,6 @@ BACKOFF_S, BACKOFF_MOST_S = 1.0, 60.0
 PRIOR_WEIGHT = 8
 GIVE_UP_AFTER = 32
 ERROR_LENGTH = 1000
-SERVERS_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,6 @@ class Buyer:
     failures: list[Failure] = field(default_factory=list)
     first_error: TeacherError | None = None
     _streak: int = 0
-    _told: float = -SERVERS_EVERY_S
     _room: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def buy(self, jobs: Sequence[Job]) -> None:
@@ -244,7 +242,6 @@ class Buyer:
             self.budget.add(cost)
             if self.meter and trace.key in fresh:
                 self.meter.bought(trace, tokens=tokens, cost=cost)
-        self._tell_of_servers()
 
     def _fail(self, job: Job, error: TeacherError, attempts: int) -> None:
         problem_id, index, segment = job.key
@@ -298,16 +295,6 @@ class Buyer:
         if self.meter:
             self.meter.retried()
         return delay
-
-    def _tell_of_servers(self) -> None:
-        """Hand on what the engine says of its servers, where it says something."""
-        now = time.monotonic()
-        if self.meter is None or now - self._told < SERVERS_EVERY_S:
-            return
-        self._told = now
-        stats = getattr(self.teacher, "stats", None)
-        if callable(stats) and isinstance(found := stats(), dict):
-            self.meter.servers(found.get("servers") or [])
 
     def _streamed(self, count: int) -> None:
         if self.meter:

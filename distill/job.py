@@ -338,6 +338,7 @@ class Job:
             return {"object": self.teacher.identity}
         spec, engine = self.recipe.teacher, self._engine()
         identity: dict[str, Any] = {**spec.identity(), "engine": engine}
+        identity |= models.text_options(spec.options)
         if engine in EMBEDDED:
             entry = models.teacher_entry(models.local(spec.model, self.folder))
             identity["weights"] = self._weights(entry.model, spec.revision)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +83,7 @@ class Meter:
         self._reasons: Counter[str] = Counter()
         self._outcomes: Counter[str] = Counter()
         self._servers: list[dict[str, Any]] = []
+        self._ask_servers: Callable[[], Any] | None = None
         self._rounds = self._unshown = 0
         self._recent = _Recent(self._begin)
         self._file = MetricsFile(out / FILE) if out is not None else None
@@ -196,6 +198,10 @@ class Meter:
             self._rounds += 1
         self._write("round", facts)
 
+    def watch(self, stats: Callable[[], Any]) -> None:
+        """Ask `stats()` at every tick how the servers do: an outage has no events of its own."""
+        self._ask_servers = stats
+
     def servers(self, stats: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """How each server does now, as `ServerPool.stats` has it; how many are `up` is shown."""
         rows = stats.get("servers", []) if isinstance(stats, Mapping) else stats
@@ -283,6 +289,10 @@ class Meter:
     def tick(self) -> None:
         """Show what is due to be shown, and write what is due to be written."""
         now = self._clock()
+        # A teacher that is not open yet has nothing to tell, and a view must end no run.
+        with suppress(Exception):
+            if self._ask_servers and isinstance(told := self._ask_servers(), Mapping):
+                self.servers(told)
         with self._lock:
             self._recent.note(now, self._counts())
             done, self._unshown = self._unshown, 0

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def local(model: str, folder: Path) -> str:
     """A model folder named relative to the recipe's as an absolute path; other names unchanged."""
     path = folder / Path(model).expanduser()
     return str(path.resolve()) if (path / "config.json").is_file() else model
+
+
+TEXT_OPTIONS = (
+    *("dtype", "chat_template", "template_kwargs", "ignore_eos", "extra_body"),
+    *("hf_overrides", "kv_cache_dtype", "max_lora_rank", "speculative_config"),
+)
+"""Options of an engine that change what a model says; all others are run-time."""
+
+
+def text_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an engine's options that belong to the identity of what it says."""
+    return {key: options[key] for key in TEXT_OPTIONS if options.get(key) is not None}
 
 
 def has_gpu() -> bool:

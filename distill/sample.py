@@ -282,6 +282,8 @@ def _session(
         buyer = _buyer(teacher, wish, pool, distinct)
         plan = _plan(distinct, teacher, wish, pool, stack)
         buyer.meter = stack.enter_context(_meter(plan, wish))
+        if callable(stats := getattr(buyer.teacher, "stats", None)):
+            buyer.meter.watch(stats)
         if isinstance(plan, Adaptive):
             plan.meter = buyer.meter
         yield Session(distinct, len(problems) - len(distinct), key, plan, buyer, locked)
@@ -357,10 +359,7 @@ def _meter(plan: Fixed | Adaptive, wish: _Wish) -> Meter:
     )
     if isinstance(plan, Fixed):
         # Counted without being read: a pool may hold a hundred gigabytes.
-        stored = sum(1 for _ in plan.listed())
-        meter.wanted -= stored
-        if wish.progress is not None:
-            wish.progress.skip(stored)
+        meter.stored(sum(1 for _ in plan.listed()))
     return meter
 
 

@@ -76,6 +76,7 @@ class TransformersTeacher:
         self._prompt_opens = prompt_opens
         self._ignore_eos = ignore_eos
         self._chat: Chat | None = None
+        self.notes: tuple[str, ...] = ()
         self._decoder: Any = None
         self.batch_size = batch_size
         self.capabilities = Capabilities(
@@ -116,6 +117,7 @@ class TransformersTeacher:
         if self._threads:
             torch.set_num_threads(self._threads)
         self._chat = self._load_chat()
+        self.notes = self._chat.notes
         self._decoder = self._load_model(self._chat)
 
     def close(self) -> None:

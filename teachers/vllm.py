@@ -83,6 +83,7 @@ class VLLMTeacher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
         self._chat: Chat | None = None
+        self.notes: tuple[str, ...] = ()
         self._numbers = itertools.count()
         invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"
         self.capabilities = Capabilities(token_ids=True, prefix=True, deterministic=invariant)
@@ -145,6 +146,7 @@ class VLLMTeacher:
             template_kwargs=self._template_kwargs,
             prompt_opens=self._prompt_opens,
         )
+        self.notes = self._chat.notes
 
     def close(self) -> None:
         """Stop the engine's processes and free the GPUs."""

@@ -220,6 +220,8 @@ class Wire:
                     keepalive_expiry=KEEP_ALIVE_S,
                 ),
                 follow_redirects=True,
+                # A proxy of the environment is for what is elsewhere.
+                mounts=dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]")),
             )
         )
         self._used.append(1)

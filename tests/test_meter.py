@@ -342,3 +342,21 @@ def test_amounts() -> None:
 def test_figures_are_json_and_the_view_takes_them_back() -> None:
     figures = adaptive(Clock()).figures()
     assert view(json.loads(json.dumps(figures)), 5) == ["5s  no token yet"]
+
+
+def test_an_outage_is_seen_though_nothing_arrives() -> None:
+    up = [True]
+    meter = Meter(None, None, problems=1, wanted=1)
+    meter.watch(lambda: {"servers": [{"url": "http://a", "up": up[0]}]})
+    meter.tick()
+    assert meter.figures()["servers"] == [{"url": "http://a", "up": True}]
+    up[0] = False
+    meter.tick()
+    assert meter.figures()["servers"] == [{"url": "http://a", "up": False}]
+
+
+def test_a_teacher_that_cannot_tell_of_its_servers_ends_nothing() -> None:
+    meter = Meter(None, None, problems=1, wanted=1)
+    meter.watch(lambda: 1 / 0)
+    meter.tick()
+    assert meter.figures()["servers"] == []

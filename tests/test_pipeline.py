@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill import Recipe, run
-from distill.errors import DataError, DistillError, ModelError, UsageError
+from distill.errors import DistillError, ModelError, UsageError
 from distill.models import has_gpu
 from distill.protocols import Capabilities, Completion, OnTokens, Request, Usage
 from distill.records import Problem, Trace, read_jsonl, read_records

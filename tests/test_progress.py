@@ -275,9 +275,14 @@ def test_a_real_terminal_of_its_own_width(monkeypatch: pytest.MonkeyPatch) -> No
         with progress:
             clock.now += 1
             progress.update(3)
-        seen = os.read(ours, 1 << 16).decode()
+        terminal.write("\0")
+        terminal.flush()
+        # What is written to a terminal arrives at its other end a little later.
+        seen = ""
+        while not seen.endswith("\0"):
+            seen += os.read(ours, 1 << 16).decode()
     os.close(ours)
-    screen = Screen(34, 10).feed(seen.replace("\r\n", "\n"))
+    screen = Screen(34, 10).feed(seen.rstrip("\0").replace("\r\n", "\n"))
     assert screen.text[:4] == ["sample  3/3 100%  1s", "  " + "x" * 31, "  y", ""]
 
 

@@ -64,14 +64,24 @@ def _packages(recipe: Recipe) -> Iterator[Need]:
     wanted = []
     if recipe.student.method == "qlora":
         wanted.append("bitsandbytes")
-    if (
-        recipe.teacher.engine == "vllm" and recipe.traces is None
-    ) or recipe.evaluate.engine == "vllm":
+    if _vllm_here(recipe):
         wanted.append("vllm")
     for package in wanted:
         extra = EXTRAS[package][1]
         there = importlib.util.find_spec(package) is not None
         yield Need("extra", there, package, f"pip install 'distill[{extra}]'")
+
+
+def _vllm_here(recipe: Recipe) -> bool:
+    """Whether a step needs vLLM in this interpreter, and not in one that the recipe names."""
+    asked = []
+    if recipe.traces is None:
+        asked.append(("sample", recipe.teacher.engine, recipe.teacher.options))
+    asked.append(("evaluate", recipe.evaluate.engine, recipe.evaluate.options))
+    return any(
+        engine == "vllm" and stage not in recipe.interpreters and "python" not in options
+        for stage, engine, options in asked
+    )
 
 
 def _data(recipe: Recipe) -> Iterator[Need]:
