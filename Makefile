@@ -26,7 +26,7 @@ $(VLLM_VENV)/.installed: scripts/vllm_cpu.sh constraints.txt
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not nightly" -q
+	$(BIN)/python -m pytest -m "not slow and not nightly" -q -n 2
 
 slow: install
 	$(BIN)/python -m pytest -m "slow and not nightly" -q

@@ -80,6 +80,7 @@ SLOW = pytest.mark.slow
     ("kind", "budget"),
     [("one", 0), pytest.param("one", 2500, marks=SLOW), pytest.param("batch", 0, marks=SLOW)],
 )
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_an_undisturbed_run(
     tmp_path: Path, kind: str, budget: int
 ) -> None:

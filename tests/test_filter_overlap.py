@@ -230,6 +230,7 @@ def load(shared: Path, name: str) -> list[Problem]:
     return [ask(json.loads(line)["problem"], name) for line in path.open(encoding="utf-8")]
 
 
+@pytest.mark.slow
 def test_real_benchmarks(shared: Path) -> None:
     """MATH's train and test parts share problems up to numbers; GSM8K's hardly any."""
     exam = {name: load(shared, name) for name in ("math500", "aime24", "amc23", "gsm8k_test")}

@@ -81,6 +81,7 @@ def test_every_kind_of_failure_loses_only_its_own_item(spec: GraderSpec) -> None
     assert "expected distill.Grade" in details["bool"]
 
 
+@pytest.mark.slow
 def test_two_hangs_in_one_chunk(spec: GraderSpec) -> None:
     with GraderPool([spec], workers=1, timeout_s=0.5) as pool:
         grades = judged(pool, ["a", "hang", "b", "spin", "c"])
@@ -134,6 +135,7 @@ def test_a_grader_that_cannot_be_loaded_is_an_error_of_each_item(tmp_path: Path)
     assert "missing.py" in grades[0].detail
 
 
+@pytest.mark.slow
 def test_large_arguments_do_not_block_the_pipe(spec: GraderSpec) -> None:
     with GraderPool([spec], workers=1, timeout_s=1) as pool:
         grades = judged(pool, ["x" * 3_000_000, "hang", "y" * 3_000_000])

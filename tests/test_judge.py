@@ -369,6 +369,7 @@ grade_traces(
 """
 
 
+@pytest.mark.slow
 def test_replies_survive_kill_9(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     process: list[subprocess.Popen[bytes]] = []

@@ -227,6 +227,7 @@ with Meter(Path(sys.argv[1]), None, problems=1, wanted=10**9, every_s=0.02) as m
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_wrote_is_whole_and_the_next_goes_on_below(tmp_path: Path) -> None:
     for _ in range(2):
         process = subprocess.Popen(

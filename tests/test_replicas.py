@@ -191,6 +191,7 @@ def test_one_that_dies_is_started_again_at_its_port(tmp_path: Path) -> None:
     assert not any(alive(p) for log in (tmp_path / "logs").iterdir() for p in pids_in(log))
 
 
+@pytest.mark.slow
 def test_one_that_keeps_dying_is_given_up_and_the_last_ends_it(tmp_path: Path) -> None:
     told: list[str] = []
     pool = servers(
@@ -328,6 +329,7 @@ def test_the_teacher_asks_in_tokens_and_answers_as_the_engine_in_process(
     assert not any(alive(p) for one in (tmp_path / "logs").iterdir() for p in pids_in(one))
 
 
+@pytest.mark.slow
 def test_sampling_survives_a_replica_that_is_killed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

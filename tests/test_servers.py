@@ -203,20 +203,23 @@ def test_a_server_that_came_back_proves_itself_with_a_few_requests() -> None:
     async def main() -> None:
         one = pool()
         one.eject(one.servers[0], "for the test")
+        first_token = asyncio.Event()
         most = 0
 
         async def work() -> None:
             nonlocal most
             async with one.lease(10) as lease:
                 most = max(most, one.servers[0].in_flight)
-                await asyncio.sleep(0.02)
-                if lease.probe:
-                    return
+                await first_token.wait()
                 lease.received(1)
+                await asyncio.sleep(0.01)
 
         works = [asyncio.create_task(work()) for _ in range(20)]
-        await asyncio.sleep(0.045)
-        assert most <= servers.PROBE
+        while most < servers.PROBE:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert most == servers.PROBE
+        first_token.set()
         await asyncio.gather(*works)
         assert most > servers.PROBE  # proven: no limit any more
         await one.close()
