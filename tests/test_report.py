@@ -402,3 +402,36 @@ def test_the_page_shows_versions_and_hashes_of_the_manifest(tmp_path: Path) -> N
         ["select/dataset.jsonl", "sha256 ab"],
     ]
     assert manifest_table(None) is None
+
+
+def test_adaptive_sampling_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = tmp_path / "steps" / "sample-pock00000000" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary |= {
+        "want": 2,
+        "accepted": 81,
+        "stopped": {"most": 3, "enough": 40, "budget": 7},
+        "surplus": {"traces": 1, "tokens": 1311, "bought": 0},
+        "tokens_per_accepted": 169.2,
+        "mean_pass_rate": 0.558,
+        "limits": [
+            {"limit": 1024, "asked": 90, "ended": 60, "cut": 30, "tokens": 50_000},
+            {"limit": 2048, "asked": 20, "ended": 20, "cut": 0, "tokens": 9_000},
+        ],
+    }
+    path.write_text(json.dumps(summary))
+    write_report(run)
+    page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    plain = (run / "report.md").read_text(encoding="utf-8")
+    for text in (page, plain):
+        assert "until 2 traces were accepted, at most 16 times. 81 of" in text
+        assert "1 further trace (1,311 tokens)" in text
+        assert "55.8%, corrected for stopping" in text
+    assert "| budget | the shared budget was spent | 7 | 14.0% |" in plain
+    assert "| 1,024 | 90 | 60 | 30 | 50,000 |" in plain
+
+
+def test_a_fixed_number_of_samples_says_nothing_of_stopping(report: Report) -> None:
+    page = report.path.read_text(encoding="utf-8")
+    assert "Sampling until enough" not in page and "Growing limits" not in page

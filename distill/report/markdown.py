@@ -94,6 +94,8 @@ def _results(n: Mapping[str, Any]) -> list[str]:
 
 def _data(n: Mapping[str, Any]) -> list[str]:
     parts = ["## Data", table(tables.sources_table(n["problems"]))]
+    parts += [escape(say.adaptive(n)), table(tables.stops_table(n["sampling"]))]
+    parts.append(table(tables.limits_table(n["sampling"])))
     if n["funnel"]:
         parts += [escape(say.funnel(n)), table(tables.funnel_table(n["funnel"], n["origin"]))]
     else:

@@ -106,6 +106,33 @@ def funnel(numbers: Numbers) -> str:
     return text + " The steps in between do NOT add up: files of this run disagree."
 
 
+def adaptive(numbers: Numbers) -> str:
+    """What sampling until enough was accepted asked for and brought; empty for a fixed number."""
+    s = numbers["sampling"] or {}
+    if not s.get("want"):
+        return ""
+    surplus, most = s.get("surplus") or {}, (numbers["recipe"].get("sampling") or {}).get("max")
+    limit = f", at most {count(most)} times" if most else ""
+    text = (
+        f"Each problem was sampled until {plural(s['want'], 'trace')} "
+        f"{'was' if s['want'] == 1 else 'were'} accepted{limit}. "
+        f"{count(s.get('accepted'))} of {plural(s.get('traces'), 'trace')} were accepted"
+    )
+    each = s.get("tokens_per_accepted")
+    text += f", {count(each)} tokens spent for each." if each else "."
+    if surplus.get("traces"):
+        text += (
+            f" {plural(surplus['traces'], 'further trace')} ({plural(surplus['tokens'], 'token')}) "
+            "came after a problem was done: surplus, kept in the pool and not counted here."
+        )
+    if s.get("mean_pass_rate") is not None:
+        text += (
+            f" Mean pass rate {percent(s['mean_pass_rate'])}, corrected for stopping; "
+            "the shares of single problems below are not, and lean high."
+        )
+    return text
+
+
 def changes(data: Numbers, against: str | None, samples: int | None) -> str:
     """How many problems went which way."""
     text = (

@@ -230,6 +230,41 @@ def sampling_facts(sampling: Numbers | None) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+STOPS = {
+    "enough": "has the accepted traces that were wanted",
+    "most": "was sampled as often as allowed",
+    "hopeless": "given up: going on is not worth the tokens",
+    "failed": "its requests failed",
+    "budget": "the shared budget was spent",
+}
+"""Why adaptive sampling was done with a problem (`stopped` of the step's summary), in words."""
+
+
+def stops_table(sampling: Numbers | None) -> Table | None:
+    """With adaptive sampling: how many problems ended for which reason."""
+    stopped = (sampling or {}).get("stopped") or {}
+    total = sum(stopped.values())
+    if not total:
+        return None
+    names = [*(name for name in STOPS if name in stopped), *(n for n in stopped if n not in STOPS)]
+    rows = [
+        [name, STOPS.get(name, ""), count(stopped[name]), percent(stopped[name] / total)]
+        for name in names
+    ]
+    return Table(["stopped", "why", "problems", "share"], rows, numeric=frozenset({2, 3}))
+
+
+def limits_table(sampling: Numbers | None) -> Table | None:
+    """What each growing limit of tokens brought; None where there was one limit only."""
+    found = (sampling or {}).get("limits") or []
+    if len(found) < 2:
+        return None
+    keys = ("limit", "asked", "ended", "cut", "tokens")
+    rows = [[count(row.get(key)) for key in keys] for row in found]
+    columns = ["limit of tokens", "asked", "ended", "cut off", "new tokens"]
+    return Table(columns, rows, numeric=frozenset(range(5)))
+
+
 def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
     """What the trainer did."""
     t = training or {}
