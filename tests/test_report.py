@@ -434,4 +434,5 @@ def test_adaptive_sampling_is_told(tmp_path: Path) -> None:
 
 def test_a_fixed_number_of_samples_says_nothing_of_stopping(report: Report) -> None:
     page = report.path.read_text(encoding="utf-8")
-    assert "Sampling until enough" not in page and "Growing limits" not in page
+    assert "Sampling until enough" not in page
+    assert "Growing limits" not in page
