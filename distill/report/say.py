@@ -58,20 +58,21 @@ def headline(numbers: Numbers) -> str:
 
 
 def against_others(lead: Numbers | None) -> str:
-    """The other row of the base, and how much of the gain is format."""
+    """How much of the gain is format, and the other row of the base."""
     if not lead:
         return ""
-    parts = [
-        f"Against the {role_name(role)}: {points(other.get('difference'))} points "
-        f"({bounds(other.get('interval'), signed=True)})."
-        for role, other in lead["others"].items()
-    ]
+    parts = []
     parted = lead.get("format") is not None and lead.get("reasoning") is not None
     if parted and clear(lead):
         parts.append(
             f"Of the gain, {points(lead['format'])} come from answering in a form that can be "
             f"graded and {points(lead['reasoning'])} from being right more often when it is."
         )
+    parts += [
+        f"Against the {role_name(role)}: {points(other.get('difference'))} points "
+        f"({bounds(other.get('interval'), signed=True)})."
+        for role, other in lead["others"].items()
+    ]
     return " ".join(parts)
 
 
