@@ -166,7 +166,7 @@ class Buyer:
         while True:
             attempt, begin = attempt + 1, time.monotonic()
             try:
-                completion = await teacher.complete(request, self._streamed)
+                completion = await self._answer(teacher, request)
                 trace = self._trace(job, request, completion, time.monotonic() - begin)
             except Exception as raised:
                 error = classified(raised)
@@ -177,6 +177,16 @@ class Buyer:
             else:
                 self._store([trace])
                 return trace
+
+    async def _answer(self, teacher: Teacher, request: Request) -> Completion:
+        try:
+            return await teacher.complete(request, self._streamed)
+        except asyncio.CancelledError as raised:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not we were cancelled but what the teacher waited for: a task of a library's.
+            raise TeacherError("the teacher cancelled the request", retry=True) from raised
 
     def buy_group(self, group: Sequence[Job]) -> None:
         """Buy a group in one call of the engine and store it in one write.

@@ -919,3 +919,23 @@ def test_the_pools_folder_is_the_generation_key(tmp_path: Path) -> None:
     key, content = generation_key("echo@1", Sampling(), 0)
     assert result.summary["generation_key"] == key
     assert json.loads((tmp_path / key / "pool.json").read_text()) == content
+
+
+class Torn(Echo):
+    """What it waits for is cancelled now and then, by itself and not by the sampler."""
+
+    async def complete(self, request: Request, on_tokens: OnTokens | None = None) -> Completion:
+        if "2 + 1" in str(request.prompt) and (self.asked[-1:] or [None]) != [request]:
+            self.asked.append(request)
+            task = asyncio.ensure_future(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+        return await super().complete(request)
+
+
+@pytest.mark.parametrize("want", [None, 1])
+def test_a_teacher_that_is_cancelled_by_itself_is_asked_again(
+    tmp_path: Path, want: int | None
+) -> None:
+    result = buy(Torn(), tmp_path, n=1, count=4, want=want, max=1, concurrency=1)
+    assert told(result, "traces", "failed", "retries") == [4, 0, 1]
