@@ -30,7 +30,7 @@ class Fixed:
     def wanted(self) -> int:
         return len(self.problems) * self.sampling.n
 
-    def rounds(self) -> Iterator[list[list[Job]]]:
+    def rounds(self) -> Iterator[Sequence[Sequence[Job]]]:
         """Groups of jobs to buy; after each limit, what was cut off at it is known."""
         for limit in stages(self.sampling):
             found = lack(self.problems, self.sampling, self.pool, self.can, self.batch_size, limit)

@@ -161,9 +161,9 @@ class Session:
     @property
     def failures(self) -> list[Failure]:
         """What was given up and is not in the pool all the same, from an earlier group."""
-        return [
-            f for f in self.buyer.failures if (f.problem_id, f.index, f.segment) not in self.pool
-        ]
+        # A continuation may fail under one limit and again under the next.
+        found = {(f.problem_id, f.index, f.segment): f for f in self.buyer.failures}
+        return [failure for key, failure in found.items() if key not in self.pool]
 
     def run(self) -> None:
         """Buy what is lacking, whatever the teacher is."""
@@ -183,7 +183,7 @@ class Session:
                     self.plan.end_round()
             else:
                 for groups in self.plan.rounds():
-                    if jobs := [job for group in groups for job in group]:
+                    for jobs in groups:
                         await self._open()
                         await self.buyer.buy(jobs)
         finally:
@@ -198,7 +198,7 @@ class Session:
                         return
                     if not self._opened:
                         _run(self._open())
-                    self.buyer.buy_group(group)
+                    self.buyer.buy_group(list(group))
         finally:
             _run(self._close())
 

@@ -80,13 +80,16 @@ class Tally:
 def summarise(session: Session, tally: Tally) -> dict[str, Any]:
     """The step's `summary.json`. `bought` + `reused` + `failed` = `wanted`."""
     buyer, plan, seconds = session.buyer, session.plan, session.seconds
-    failed = len(session.failures)
+    failures = session.failures
+    failed = len(failures)
+    # What counts are samples: one that could not be continued failed, though it has a trace.
     if isinstance(plan, Fixed):
-        bought = sum(key in session.pool for key in plan.keys)
-        reused = plan.wanted - len(plan.keys)
+        new = {key[:2] for key in plan.keys}
+        bought, reused = len(new) - failed, plan.wanted - len(new)
     else:
-        bought = plan.bought()[0]
-        reused = tally.count - bought
+        new_ones = plan.bought()[0]
+        reused = tally.count - new_ones
+        bought = new_ones - sum(failure.segment > 0 for failure in failures)
     found = {
         "problems": len(session.problems),
         "wanted": bought + reused + failed if isinstance(plan, Adaptive) else plan.wanted,

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from distill.protocols import Capabilities, Request, SamplingParams
 from distill.records import Problem, Trace, TraceKey
@@ -95,10 +95,33 @@ def next_limit(trace: Trace, sampling: Sampling) -> int | None:
 
 
 @dataclass(slots=True)
+class Jobs(Sequence[Job]):
+    """Jobs under one limit of tokens, each made when it is taken.
+
+    What a job goes on from is a whole trace: those of all jobs would not fit into memory.
+    `places` are problem, index and segment.
+    """
+
+    places: list[tuple[Problem, int, int]]
+    limit: int
+    pool: TracePool
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return Jobs(self.places[at], self.limit, self.pool)
+        problem, index, segment = self.places[at]
+        before = self.pool.get((problem.id, index, segment - 1)) if segment else None
+        return Job(problem, index, self.limit, before)
+
+
+@dataclass(slots=True)
 class Lack:
     """What the pool lacks: jobs in the order of buying, and the keys of those that are new."""
 
-    groups: list[list[Job]] = field(default_factory=list)
+    groups: list[Jobs] = field(default_factory=list)
     keys: list[TraceKey] = field(default_factory=list)
 
 
@@ -114,23 +137,27 @@ def lack(
 
     With `batch_size` a group is whole or absent: its members depend on the problems and on
     nothing that an interruption could change. Groups end with their index, so that a higher n
-    adds groups and changes none.
+    adds groups and changes none. Without it there is one group of all.
     """
-    found = Lack()
+    found, every = Lack(), list[tuple[Problem, int, int]]()
     for _, same in itertools.groupby(wanted(problems, sampling.n), lambda pair: pair[1]):
         pairs = list(same)
         size = batch_size or len(pairs)
         for start in range(0, len(pairs), size):
             some = pairs[start : start + size]
             begun = [(p, i, _unfinished(p.id, i, limit, pool, can)) for p, i in some]
-            for jobs in (
-                [Job(p, i, limit) for p, i in some],
-                [Job(p, i, limit, before) for p, i, before in begun if before],
+            for places in (
+                [(p, i, 0) for p, i in some],
+                [(p, i, segment) for p, i, segment in begun if segment],
             ):
-                new = [job for job in jobs if job.key not in pool]
-                found.keys += [job.key for job in new]
-                if new:
-                    found.groups.append(jobs if batch_size else new)
+                new = [place for place in places if (place[0].id, *place[1:]) not in pool]
+                found.keys += [(p.id, i, segment) for p, i, segment in new]
+                if not batch_size:
+                    every += new
+                elif new:
+                    found.groups.append(Jobs(places, limit, pool))
+    if every:
+        found.groups.append(Jobs(every, limit, pool))
     return found
 
 
@@ -142,10 +169,8 @@ def last_segment(pool: TracePool, problem_id: str, index: int) -> int:
     return segment
 
 
-def _unfinished(
-    problem_id: str, index: int, limit: int, pool: TracePool, can: Capabilities
-) -> Trace | None:
-    """The stored trace that was cut off below the present limit and can be gone on with."""
+def _unfinished(problem_id: str, index: int, limit: int, pool: TracePool, can: Capabilities) -> int:
+    """The segment that goes on from a stored trace cut off below the present limit; 0: none."""
     last, segment = None, 0
     while pool.is_cut((problem_id, index, segment)):
         trace = pool.get((problem_id, index, segment))
@@ -153,6 +178,4 @@ def _unfinished(
         if max(trace.max_tokens or 0, trace.completion_tokens) >= limit:
             break
         last, segment = trace, segment + 1
-    if last is None:
-        return None
-    return last if barred(last, can) is None else None
+    return segment if last is not None and barred(last, can) is None else 0

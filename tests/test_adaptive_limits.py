@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 
 from distill.answers import OPENING, ModelWatch
 from distill.course import Course, Place, Result
-from distill.errors import DistillError
+from distill.errors import DistillError, TeacherError
 from distill.policy import Policy
 from distill.protocols import Capabilities, Completion, Request, Usage
-from distill.records import Problem
+from distill.records import Problem, Trace
 from distill.sample import SampleResult, sample
 from distill.schema import Sampling
+from distill.store import TracePool, generation_key
+from distill.wanted import lack
 from tests.coins import Coin, coins, share, toss
 
 
@@ -93,6 +96,10 @@ def fixed(teacher: Any, root: Path, **asked: Any) -> SampleResult:
     return sample(coins([0.5] * 9), teacher, Sampling(n=2, **asked), seed=0, pool_root=root)
 
 
+def counts(result: SampleResult) -> tuple[int, ...]:
+    return tuple(result.summary[name] for name in ("wanted", "bought", "reused", "failed"))
+
+
 def row(result: SampleResult, limit: int) -> dict[str, int]:
     (found,) = [r for r in result.summary["limits"] if r["limit"] == limit]
     return dict(found)
@@ -115,6 +122,7 @@ def test_what_is_cut_off_is_continued_under_the_next_limit(
     assert rows[0]["asked"] == 18
     assert [r["cut"] for r in rows[:2]] == [r["asked"] for r in rows[1:]]
     assert sum(r["tokens"] for r in rows) == grown.summary["completion_tokens"]
+    assert counts(grown) == (18, 18, 0, 0)
     segments = {t.segment for t in grown.traces}
     assert segments == {0, 1, 2}
     flags = {flag for t in grown.traces if t.segment for flag in t.flags}
@@ -122,7 +130,8 @@ def test_what_is_cut_off_is_continued_under_the_next_limit(
     said = [note for note in grown.summary["notes"] if "continued from text" in note]
     assert len(said) == kind.by_text
     again = kind()
-    assert fixed(again, tmp_path / "grown", limits=[10, 20], max_tokens=100).traces == grown.traces
+    reused = fixed(again, tmp_path / "grown", limits=[10, 20], max_tokens=100)
+    assert (reused.traces, counts(reused)) == (grown.traces, (18, 0, 18, 0))
     assert again.asked == []
     # Every limit is a round: nothing is continued before all was asked under the first.
     first = [key.endswith("/0") for key in teacher.asked]
@@ -142,6 +151,42 @@ def test_a_later_run_goes_on_under_a_higher_limit(tmp_path: Path, kind: type[Lon
     assert [t.text for t in more.traces] == [
         t.text for t in fixed(kind(), tmp_path / "once", max_tokens=100).traces
     ]
+
+
+class Ending(Long):
+    """Refuses whatever goes on from an earlier answer."""
+
+    def answer(self, request: Request) -> Completion:
+        if request.prefix_ids:
+            raise TeacherError("refused")
+        return super().answer(request)
+
+
+def test_a_continuation_that_failed_is_one_sample_that_failed(tmp_path: Path) -> None:
+    result = fixed(Ending(), tmp_path / "fixed", limits=[10, 20], max_tokens=100)
+    cut = result.summary["truncated"]
+    assert cut > 5
+    assert counts(result) == (18, 18 - cut, 0, cut)
+    assert len(result.failures) == cut
+    result = toss(
+        coins([0.5] * 9), Ending(), tmp_path / "toss", limits=[10], max_tokens=100, want=1, max=4
+    )
+    wanted, bought, reused, failed = counts(result)
+    assert (wanted, reused) == (result.summary["traces"], 0)
+    assert bought + failed == wanted
+    assert failed == len(result.failures) > 0
+
+
+def test_what_is_to_be_continued_is_not_held_in_memory(tmp_path: Path) -> None:
+    fixed(Long(), tmp_path, max_tokens=10)
+    asked = Sampling(n=2, max_tokens=100)
+    key, content = generation_key(Long.identity, asked, 0)
+    with TracePool.open(tmp_path / key, write=False, content=content) as pool:
+        found = lack(coins([0.5] * 9), asked, pool, Long.capabilities, None, 100)
+        assert sum(map(len, found.groups)) > 5
+        gc.collect()
+        assert not any(isinstance(one, Trace) for one in gc.get_objects())
+        assert all(job.before for group in found.groups for job in group)
 
 
 def test_where_nothing_can_go_on_it_stays_cut_and_that_is_said(tmp_path: Path) -> None:
