@@ -98,6 +98,7 @@ class OpenAITeacher:
         self._context: int | None = None
         self._refusals = Refusals(model, api_key_env)
         self._wire: Wire | None = None
+        self._resumer: Resumer | None = None
         self._pool = self._new_pool(None)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
@@ -141,6 +142,7 @@ class OpenAITeacher:
         self._loop = asyncio.get_running_loop()
         wire = Wire(self._headers(), self._timeout_s, self._silence_s, self._refusals)
         self._wire, self._pool = wire, self._new_pool(wire)
+        self._resumer = Resumer(wire, self._name, self._tags)
         servers = self._pool.servers
         found = await asyncio.gather(*(self._greet(wire, server.url) for server in servers))
         errors = [answer for answer in found if isinstance(answer, TeacherError)]
@@ -184,8 +186,8 @@ class OpenAITeacher:
         answer, start = Answer(), None
         async with self._pool.lease(request.params.max_tokens) as lease:
             if request.prefix_ids or request.prefix_text:
-                resumer = Resumer(wire, self._name, self._tags)
-                start = await resumer.start(request, lease.server.url, body)
+                assert self._resumer is not None
+                start = await self._resumer.start(request, lease.server.url, body)
                 body.update(start.fields)
                 if "prompt" in body:
                     body.pop("messages", None)

@@ -100,8 +100,7 @@ class Resumer:
     ) -> Start:
         # Text that was written down is stripped; the tokens know what stood at the seam. The
         # last of them may be the first half of a character, which the answer brings whole.
-        exact = await self._ask(url, "/detokenize", {"tokens": prefix})
-        said = None if exact is None else str(exact.get("prompt", "")).rstrip("\ufffd")
+        said = await self._text(url, prefix)
         known = request.prefix_text
         if said is None:
             if known is None:
@@ -110,6 +109,7 @@ class Resumer:
                 )
             self._warn("%s has no /detokenize: white space where traces were cut may be lost", url)
             said = known
+        said = said.rstrip("\ufffd")
         opens = bool(known and known.startswith(self._tags.open)) and not said.lstrip().startswith(
             self._tags.open
         )
@@ -132,8 +132,9 @@ class Resumer:
         if rendered is None or not rendered.get("tokens"):
             return None
         prompt_ids = [int(token) for token in rendered["tokens"]]
-        tail = await self._ask(url, "/detokenize", {"tokens": prompt_ids[-TAIL:]})
-        end = str((tail or {}).get("prompt", ""))
+        end = await self._text(url, prompt_ids[-TAIL:])
+        if end is None:
+            return None
         text = request.prefix_text
         opens = end.rstrip().endswith(self._tags.open) and text.startswith(self._tags.open)
         if opens:
@@ -141,7 +142,7 @@ class Resumer:
             if end.endswith("\n"):
                 text = text.lstrip("\n")
         prefix = await self._ask(url, "/tokenize", {"prompt": text, "add_special_tokens": False})
-        if tail is None or prefix is None or not prefix.get("tokens"):
+        if prefix is None or not prefix.get("tokens"):
             return None
         ids = [int(token) for token in prefix["tokens"]]
         return Start(
@@ -170,6 +171,12 @@ class Resumer:
             "add_generation_prompt": False,
         }
         return Start(fields, text, False, flags=(PREFILLED,))
+
+    async def _text(self, url: str, tokens: Sequence[int]) -> str | None:
+        """The text of tokens; None where the server does not tell it as vLLM does."""
+        found = await self._ask(url, "/detokenize", {"tokens": tokens})
+        said = (found or {}).get("prompt")
+        return said if isinstance(said, str) else None
 
     async def _ask(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
         """A small call beside /v1; None where the server has no such thing."""

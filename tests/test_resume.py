@@ -174,3 +174,17 @@ def test_a_server_without_ids_is_told_of(caplog: pytest.LogCaptureFixture) -> No
     with FakeServer(lambda _: sse([{"choices": [{"delta": {"content": "3"}}]}])) as server:
         one(server, ask())
     assert "returns no token ids" in caplog.text
+
+
+def test_a_detokenize_of_another_kind_loses_no_text(caplog: pytest.LogCaptureFixture) -> None:
+    class Other(Tokens):
+        def tokens(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+            found = super().tokens(path, body)
+            return {"text": found["prompt"]} if path == "/detokenize" else found
+
+    with FakeServer(Other("<think>\na b</think>c")) as server:
+        before = one(server, ask(max_tokens=9))
+        request = continued(before, 99)
+        found = complete(teacher(server, return_token_ids=True), request, request, request)
+    assert [f.text for f in found] == ["<think>\na b\n</think>\n\nc"] * 3  # type: ignore[union-attr]
+    assert caplog.text.count("white space where traces were cut may be lost") == 1
