@@ -112,10 +112,12 @@ class Lease:
     left: float
     probe: bool = False
     got: int = 0
+    streaming: bool = False
 
     def received(self, tokens: int) -> None:
         """Tokens of the answer have come."""
-        if not self.got:
+        if not self.streaming:
+            self.streaming = True
             self.pool.answering(self)
         self.got += tokens
         known = min(tokens, self.left)
@@ -244,7 +246,7 @@ class ServerPool:
         server = lease.server
         server.in_flight -= 1
         server._probes -= lease.probe
-        server._streaming -= bool(lease.got)
+        server._streaming -= lease.streaming
         server.tokens -= lease.left
         self._serve()
 

@@ -119,7 +119,7 @@ class Answer:
         """
         try:
             return self._take(chunk)
-        except (AttributeError, TypeError, KeyError, IndexError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
             shown = str(chunk)[:200]
             raise Broken(
                 f"the server sent a malformed answer ({error}): {shown}", retry=True

@@ -15,7 +15,7 @@ from distill.errors import TeacherError
 from distill.protocols import Completion
 from distill.teachers import servers
 from distill.teachers.openai import OpenAITeacher
-from distill.teachers.servers import Broken, Busy, Overloaded, ServerPool, Unreachable
+from distill.teachers.servers import FAULTS, Broken, Busy, Overloaded, ServerPool, Unreachable
 from distill.teachers.wire import root
 from tests.asking import ask, complete, teacher
 from tests.fake_server import Asked, FakeServer, Reply, chunk, error, sse, stream
@@ -195,6 +195,18 @@ def test_503_from_a_server_that_streams_is_overload_alone() -> None:
             await asyncio.gather(*(fail(one, fault) for _ in range(30)))
             assert rows(one)[0]["up"]
             assert rows(one)[0]["limit"] is not None
+
+    asyncio.run(main())
+
+
+def test_a_whole_answer_that_did_not_stream_leaves_no_stream_behind() -> None:
+    async def main() -> None:
+        one = pool()
+        async with one.lease(100) as lease:
+            lease.got = 50  # what the usage says, at the end
+        await fail(one, Overloaded("HTTP 503", retry=True), times=FAULTS)
+        assert not rows(one)[0]["up"]
+        await one.close()
 
     asyncio.run(main())
 

@@ -204,6 +204,7 @@ def test_requests_that_no_server_takes_end_the_run_only_if_nothing_ever_worked()
         as_json({"choices": None}),
         as_json({"choices": [{"message": {"content": 7}, "finish_reason": "stop"}]}),
         as_json({"choices": {"a": 1}}),
+        as_json({"choices": [{"text": "a", "token_ids": ["x"], "finish_reason": "stop"}]}),
         as_json({"choices": [{"message": {"content": "a"}}], "usage": "none"}),
         Reply(200, [b'{"a": "\xff"}']),
         Reply(200, [b"[" * 100_000]),
@@ -231,6 +232,7 @@ def test_requests_that_no_server_takes_end_the_run_only_if_nothing_ever_worked()
         "choices null",
         "a number for a text",
         "an object for a list",
+        "words for token ids",
         "a word for the usage",
         "not UTF-8",
         "deep",
@@ -413,6 +415,7 @@ def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
     assert retry_after(httpx.Headers({"retry-after": "1.5"})) == 1.5
     assert retry_after(httpx.Headers({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"})) == 0.0
     assert retry_after(httpx.Headers({"retry-after": "soon"})) is None
+    assert retry_after(httpx.Headers({"retry-after": "inf"})) is None
     assert retry_after(httpx.Headers({})) is None
 
 
