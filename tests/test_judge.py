@@ -414,3 +414,33 @@ def test_a_judge_in_memory_works_in_a_child(tmp_path: Path) -> None:
     (told,) = json.loads((tmp_path / "out" / "summary.json").read_text())["judges"]
     assert (told["questions"], told["bought"], told["error"]) == (2, 2, 2)
     assert (tmp_path / "pool" / told["generation_key"]).is_dir()
+
+
+def test_options_that_change_what_a_judge_says_are_its_identity(tmp_path: Path) -> None:
+    def identity(**spec: Any) -> Any:
+        parts = [{"judge": {"engine": "openai", "model": "m", **spec}}]
+        return grading_identity(Grading(graders=parts), tmp_path)
+
+    assert identity(options={"extra_body": {"effort": "low"}}) != identity()
+    assert identity(options={"max_retries": 3}, base_urls=["http://a/v1"]) == identity()
+    recorded = tmp_path / "said.jsonl"
+    recorded.write_text("1")
+    before = identity(engine="replay", model="said.jsonl")
+    recorded.write_text("2")
+    assert identity(engine="replay", model="said.jsonl") != before
+
+
+def test_what_a_small_last_batch_lacks_is_held_against_all_batches(tmp_path: Path) -> None:
+    def refuses(request: Request, text: str) -> str:
+        if "too long" in text:
+            raise TeacherError("the prompt is too long")
+        return Referee().honest(request, text)
+
+    p, at_work = problem(), judge(tmp_path, Referee(refuses))
+    at_work.grade_many([(p, trace(p, f"good {i}", i)) for i in range(40)])
+    (grade,) = at_work.grade_many([(p, trace(p, "too long"))])
+    assert grade.outcome == "error"
+    assert "the prompt is too long" in grade.detail
+    assert at_work.summary()["failed"] == 1
+    with pytest.raises(DistillError, match="the prompt is too long"):
+        at_work.grade_many([(p, trace(p, f"too long {i}", i)) for i in range(2)])

@@ -15,18 +15,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from distill import models
-from distill.errors import DistillError, UsageError
+from distill.errors import DistillError, TeacherError, UsageError
 from distill.grade.base import UNDECIDED
 from distill.grade.extract import answer_text, was_cut, without_answer
 from distill.grade.verdict import PROMPT_VERSION, WORDING, prompt_for, settle
 from distill.records import Grade, Outcome, Problem, Trace
 from distill.resolve import code_version, resolve
 from distill.schema import RUNTIME, PartSpec, Sampling, TeacherSpec
+
+if TYPE_CHECKING:
+    from distill.sample import Failure, SampleResult
 
 NAME = "judge"
 EMBEDDED = ("transformers", "vllm")
@@ -123,10 +126,13 @@ def judge_identity(spec: JudgeSpec, folder: Path, hashes: Path | None = None) ->
     """
     engine = engine_of(spec)
     identity: dict[str, Any] = {**spec.identity(), "engine": engine, "version": spec.version}
+    identity |= models.text_options(spec.options)
     if engine in EMBEDDED:
         entry = models.teacher_entry(models.local(spec.model, folder))
         cache = hashes or Path(tempfile.gettempdir()) / "distill-hashes.json"
         identity["weights"] = models.fingerprint(entry.model, spec.revision, cache)
+    elif engine == "replay" and (recorded := folder / Path(spec.model).expanduser()).is_file():
+        identity["weights"] = models.file_sha256(recorded)
     elif ":" in engine:
         kind = resolve(engine, {}, what="judge engine", folder=folder)
         identity |= {"code": code_version(kind), "options": spec.options}
@@ -183,13 +189,13 @@ class ModelJudge:
             return {}
         replies: dict[str, list[str]] = {question.id: [] for question in questions}
         failed: dict[str, str] = {}
-        result = self._sampled(questions)
         cut: Counter[str] = Counter()
-        for trace in result.traces:
+        traces, failures = self._sampled(questions)
+        for trace in traces:
             replies[trace.problem_id].append(answer_text(trace))
             cut[trace.problem_id] += was_cut(trace)
             self.served[trace.served_model] += 1
-        for failure in result.failures:
+        for failure in failures:
             failed.setdefault(failure.problem_id, f"the judge gave no reply: {failure.error}")
         grades = {}
         for question in questions:
@@ -200,7 +206,35 @@ class ModelJudge:
             grades[question.id] = grade
         return grades
 
-    def _sampled(self, questions: list[Problem]) -> Any:
+    def _sampled(self, questions: list[Problem]) -> tuple[list[Trace], list[Failure]]:
+        """Replies and failures. Raises what ends the step."""
+        from distill.sample import Failure
+
+        wanted = len(questions) * self.spec.samples
+        try:
+            result = self._bought(questions)
+        except TeacherError as error:
+            # A last batch may be a single question, too long for the judge.
+            if error.fatal or not self._bears(wanted, wanted):
+                raise
+            return [], [Failure(q.id, 0, 0, error.message, 1) for q in questions]
+        failures = result.failures
+        if not self._bears(len(failures), wanted):
+            counts = self.counts
+            raise DistillError(
+                f"{counts['failed']:,} of {counts['wanted']:,} replies of the judge could not be "
+                f"had: {failures[0].error}",
+                "what was bought is kept: run the same command again",
+            )
+        return result.traces, failures
+
+    def _bears(self, failed: int, wanted: int) -> bool:
+        """Count a batch's replies; whether enough of all so far could be had."""
+        self.counts.update(failed=failed, wanted=wanted)
+        self.counts["questions"] += wanted // self.spec.samples
+        return self.counts["failed"] <= FAILED_SHARE * self.counts["wanted"]
+
+    def _bought(self, questions: list[Problem]) -> SampleResult:
         from distill.progress import Progress
         from distill.sample import sample
 
@@ -219,9 +253,8 @@ class ModelJudge:
                 progress=progress,
             )
         summary = result.summary
-        for key in ("wanted", "bought", "reused", "failed", "completion_tokens", "tokens_bought"):
+        for key in ("bought", "reused", "completion_tokens", "tokens_bought"):
             self.counts[key] += summary[key]
-        self.counts["questions"] += len(questions)
         self.cost += summary["cost"]
         self.cost_bought += summary["cost_bought"]
         for note in summary["notes"]:
@@ -229,12 +262,6 @@ class ModelJudge:
             counted = number.replace(",", "").isdigit()
             self._told[text if counted else note] += int(number.replace(",", "")) if counted else 0
         self.generation_key = summary["generation_key"]
-        if summary["failed"] > FAILED_SHARE * summary["wanted"]:
-            raise DistillError(
-                f"{summary['failed']:,} of {summary['wanted']:,} replies of the judge could not be "
-                f"had: {result.failures[0].error}",
-                "what was bought is kept: run the same command again",
-            )
         return result
 
     def _engine(self) -> Any:
