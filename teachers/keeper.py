@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     parent, command = int(arguments[0]), arguments[1:]
     # Ctrl-C on the terminal is the parent's to handle: it closes the pipe when it is done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os.close(0))
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     prctl = _prctl()
     # Orphans of the command come to us instead of to init, so that they can be found.
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
         print(f"cannot start {command[0]}: {error}", file=sys.stderr, flush=True)
         return 127
     while process.poll() is None:
-        if _released(parent):
+        if _released(parent) or asked:
             _end(process)
     _sweep(process.pid)
     code = process.returncode

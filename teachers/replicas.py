@@ -379,11 +379,14 @@ def tail(one: Replica, count: int = 12) -> str:
 
 
 def _said(one: Replica) -> str:
-    with one.log.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        # A server may have said gigabytes; what it died of is at the end.
-        file.seek(max(one.log_start, size - 200_000))
-        return file.read().decode(errors="replace")
+    try:
+        with one.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            # A server may have said gigabytes; what it died of is at the end.
+            file.seek(max(one.log_start, size - 200_000))
+            return file.read().decode(errors="replace")
+    except OSError as error:
+        return f"(the log cannot be read: {error})"  # whoever cleans /tmp ends no watching
 
 
 def indent(text: str) -> str:

@@ -176,13 +176,14 @@ class ServedVLLM:
             self._opening, self._loop = asyncio.Lock(), loop
         try:
             await asyncio.to_thread(self._replicas.start)
-        except asyncio.CancelledError:
+            if self._chat is None:
+                self._context = await _context(self._replicas.urls[0])
+                self._chat = await asyncio.to_thread(self._load_chat)
+            await self._client.open()
+        except BaseException:
+            # Nobody closes what was never open, and the servers hold the GPUs.
             await asyncio.to_thread(self._replicas.stop)
             raise
-        if self._chat is None:
-            self._chat = await asyncio.to_thread(self._load_chat)
-            self._context = await _context(self._replicas.urls[0])
-        await self._client.open()
 
     async def close(self) -> None:
         """Stop the servers, unless they are `kept`, and free the GPUs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import os
 import re
@@ -261,6 +262,37 @@ def test_a_server_dies_with_its_keeper(tmp_path: Path) -> None:
     until(lambda: not alive(helpers[1]))
 
 
+def test_a_keeper_that_is_told_twice_to_end_leaves_nothing_behind() -> None:
+    told = (
+        "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    )
+    slow = "import signal; signal.signal(15, lambda *_: (time.sleep(0.3), exit(0)))"
+    command = [sys.executable, "-c", f"{told}; {slow}; time.sleep(60)"]
+    keeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(module.KEEPER), str(os.getpid()), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert keeper.stdout is not None
+    helper = int(keeper.stdout.readline())
+    try:
+        for _ in range(2):
+            keeper.terminate()
+            time.sleep(0.1)
+        keeper.wait(30)
+        assert not alive(helper)
+    finally:
+        keeper.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(helper, signal.SIGKILL)
+        keeper.communicate()
+
+
+def test_a_log_that_somebody_deleted_ends_no_watching(tmp_path: Path) -> None:
+    one = module.Replica(0, 1, (), log=tmp_path / "gone" / "replica-0.log")
+    assert "cannot be read" in module.tail(one)
+
+
 # -- the teacher on top ----------------------------------------------------------------------------
 
 
@@ -275,6 +307,21 @@ def ask(content: str = "1+2", **more: Any) -> Request:
     return Request(
         key="p/0/0", prompt=[{"role": "user", "content": content}], params=params, **more
     )
+
+
+def test_servers_are_stopped_where_the_teacher_cannot_be_opened(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise ModelError("no tokenizer")
+
+    asked = teacher(folder, tmp_path, replicas=1)
+    monkeypatch.setattr(asked, "_load_chat", broken)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        asyncio.run(asked.open())
+    assert not asked._replicas.running
+    (helper,) = pids_in(tmp_path / "logs" / "replica-0.log")
+    until(lambda: not alive(helper))
 
 
 def test_without_vllm_it_says_how_to_install_it(folder: Path) -> None:
