@@ -7,6 +7,7 @@ ungraded traces pass, or all their traces are bought for nothing; a mix must nam
 from __future__ import annotations
 
 import difflib
+import shutil
 
 from distill.errors import UsageError
 from distill.filter.outcome import Correct
@@ -15,13 +16,30 @@ from distill.grade.judge import JudgeSpec
 from distill.grade.parts import KNOWN, judges_of
 from distill.recipe import Recipe
 
+IN_CHILDREN = ("sample", "train", "evaluate")
+
 
 def check_agreement(recipe: Recipe) -> None:
     """Raise UsageError where one section asks for what another makes impossible."""
     for part in judges_of(recipe.grading):
         JudgeSpec.of(part)
+    _check_interpreters(recipe)
     _check_open_problems(recipe)
     _check_mix(recipe)
+
+
+def _check_interpreters(recipe: Recipe) -> None:
+    for stage, python in recipe.interpreters.items():
+        if stage not in IN_CHILDREN:
+            raise UsageError(
+                f"interpreters names a step '{stage}' that has no process of its own",
+                f"steps that have one: {', '.join(IN_CHILDREN)}",
+            )
+        if shutil.which(python) is None:
+            raise UsageError(
+                f"interpreters.{stage} is {python}, and there is no such program",
+                "give the path of a Python that has distill installed",
+            )
 
 
 def open_sources(recipe: Recipe) -> list[str]:

@@ -21,6 +21,7 @@ def named_parts(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, str], str]]:
     yield "trainer", TRAINERS, recipe.student.trainer
     if recipe.traces is None and recipe.teacher.engine:
         yield "teacher engine", engines(), recipe.teacher.engine
+    yield "evaluation engine", engines(), recipe.evaluate.engine
 
 
 def check_name(recipe: Recipe, what: str, known: Mapping[str, str], name: str) -> None:

@@ -86,6 +86,7 @@ class TransformersTeacher:
         self.identity = (
             f"transformers:{self._where.name}@{self._where.fingerprint}"
             f"+template:{template_hash(shown, self._template_kwargs)}"
+            + (f"+dtype:{dtype}" if dtype != "auto" else "")
             + ("+ignore_eos" if ignore_eos else "")
         )
 

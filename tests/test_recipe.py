@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from distill.errors import RecipeError
+from distill.errors import RecipeError, UsageError
 from distill.recipe import Recipe, find_recipe, shipped_recipes
 
 MINE = """
@@ -138,3 +139,24 @@ def test_a_path_in_an_override_starts_where_the_command_is_typed(
     assert recipe.problems.sources[0].file == str(here / "data" / "traces.jsonl")
     assert recipe.teacher.engine == f"{here / 'parts.py'}:Mine"
     assert recipe.student.base == "no/such-folder"
+
+
+def test_an_interpreter_for_no_step_or_from_nowhere_is_refused(mine: Path) -> None:
+    from distill.agreement import check_agreement
+
+    for override, said in [
+        ("interpreters={sampling: python3}", "sampling"),
+        ("interpreters={train: /no/such/python}", "/no/such/python"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            check_agreement(Recipe.load(mine, overrides=[override]))
+    check_agreement(Recipe.load(mine, overrides=[f"interpreters={{train: {sys.executable}}}"]))
+
+
+def test_an_engine_of_the_evaluation_that_is_not_there_is_found_before_anything_runs(
+    mine: Path,
+) -> None:
+    from distill.names import check_names
+
+    with pytest.raises(UsageError, match="vlm"):
+        check_names(Recipe.load(mine, overrides=["teacher.engine=openai", "evaluate.engine=vlm"]))

@@ -75,12 +75,14 @@ def _packages(recipe: Recipe) -> Iterator[Need]:
 def _vllm_here(recipe: Recipe) -> bool:
     """Whether a step needs vLLM in this interpreter, and not in one that the recipe names."""
     asked = []
+    spec, evaluate = recipe.teacher, recipe.evaluate
     if recipe.traces is None:
-        asked.append(("sample", recipe.teacher.engine, recipe.teacher.options))
-    asked.append(("evaluate", recipe.evaluate.engine, recipe.evaluate.options))
+        engine = spec.engine or (models.teacher_entry(spec.model).engine if spec.model else "")
+        asked.append(("sample", engine, "python" in spec.options and spec.replicas))
+    asked.append(("evaluate", evaluate.engine, "python" in evaluate.options and evaluate.replicas))
     return any(
-        engine == "vllm" and stage not in recipe.interpreters and "python" not in options
-        for stage, engine, options in asked
+        engine == "vllm" and stage not in recipe.interpreters and not elsewhere
+        for stage, engine, elsewhere in asked
     )
 
 
@@ -116,8 +118,9 @@ def _teacher(recipe: Recipe) -> Iterator[Need]:
         return
     engine = spec.engine or (entry.engine if entry else "")
     if engine == "openai":
-        there = bool(spec.base_urls)
-        urls = ", ".join(spec.base_urls)
+        known = spec.base_urls or list(entry.base_urls if entry else ())
+        there = bool(known)
+        urls = ", ".join(known)
         yield Need(
             "teacher",
             there,
