@@ -179,14 +179,26 @@ class Buyer:
                 return trace
 
     async def _answer(self, teacher: Teacher, request: Request) -> Completion:
+        told, kept = 0, False
+
+        def streamed(count: int) -> None:
+            nonlocal told
+            told += count
+            self._streamed(count)
+
         try:
-            return await teacher.complete(request, self._streamed)
+            done = await teacher.complete(request, streamed)
+            kept = True
+            return done
         except asyncio.CancelledError as raised:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             # Not we were cancelled but what the teacher waited for: a task of a library's.
             raise TeacherError("the teacher cancelled the request", retry=True) from raised
+        finally:
+            if told and not kept and self.meter:
+                self.meter.broke_off(told)
 
     def buy_group(self, group: Sequence[Job]) -> None:
         """Buy a group in one call of the engine and store it in one write.

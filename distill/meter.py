@@ -73,7 +73,7 @@ class Meter:
         self._traces = self._reused = self._stored = self._failed = self._retries = (
             self._truncated
         ) = 0
-        self._tokens = self._tokens_reused = self._live = 0
+        self._tokens = self._tokens_reused = self._live = self._broken = 0
         self._cost = self._cost_reused = 0.0
         self._graded = self._accepted = self._surplus = 0
         self._open: dict[str, tuple[int, int]] = {}
@@ -146,6 +146,11 @@ class Meter:
         with self._lock:
             self._live += tokens
         self._moved()
+
+    def broke_off(self, tokens: int) -> None:
+        """So many tokens that were under way belong to an answer that failed."""
+        with self._lock:
+            self._broken += tokens
 
     def retried(self, count: int = 1) -> None:
         """An attempt failed and is made again."""
@@ -235,7 +240,7 @@ class Meter:
                 "pass_rates": list(self._pass_rates),
                 "tokens": tokens,
                 "tokens_bought": self._tokens,
-                "tokens_under_way": max(0, self._live - self._tokens),
+                "tokens_under_way": self._under_way(),
                 "tokens_per_s": round(grown / span, 1) if span else 0.0,
                 "traces_per_s": round(arrived / span, 3) if span else 0.0,
                 "window_s": round(span, 1),
@@ -248,6 +253,9 @@ class Meter:
                 "servers": list(self._servers),
             }
 
+    def _under_way(self) -> int:
+        return max(0, self._live - self._tokens - self._broken)
+
     def _to_come(self, tokens: int, cost: float, speed: float) -> dict[str, Any]:
         """What is expected still, from the means of the traces that are here and the speed."""
         here = self._traces + self._reused
@@ -255,8 +263,7 @@ class Meter:
         known = {"traces_to_come": None if left is None else round(left), "eta_by": ETA_BY}
         if left is None or not here:
             return {**known, "tokens_to_come": None, "cost_to_come": None, "eta_s": None}
-        under_way = max(0, self._live - self._tokens)
-        more = _bounded(left * tokens / here - under_way, self.budget_tokens, tokens)
+        more = _bounded(left * tokens / here - self._under_way(), self.budget_tokens, tokens)
         money = _bounded(left * cost / here, self.budget_cost, cost)
         return {
             **known,

@@ -149,13 +149,12 @@ class Session:
         locked: PoolLocked | None,
     ) -> None:
         self.problems, self.repeated, self.key = problems, repeated, key
-        self.plan, self.buyer = plan, buyer
+        self.plan, self.buyer, self.locked = plan, buyer, locked
         self.pool, self.sampling = buyer.pool, buyer.sampling
         self.can, self.batch_size = plan.can, plan.batch_size
-        self.locked = locked
-        self.seconds = 0.0
-        self.stopping = False
+        self.seconds, self.stopping = 0.0, False
         self._opened: float | None = None
+        self._unopened: Exception | None = None
         self._opening = asyncio.Lock()
 
     @property
@@ -209,8 +208,14 @@ class Session:
         if self.locked is not None:
             raise self.locked
         async with self._opening:
+            if self._unopened:
+                raise self._unopened  # nobody starts servers again that have just failed
             if not self._opened:
-                await settle(getattr(self.buyer.teacher, "open", _nothing)())
+                try:
+                    await settle(getattr(self.buyer.teacher, "open", _nothing)())
+                except Exception as error:
+                    self._unopened = error
+                    raise
                 self._opened = time.monotonic()
 
     async def _close(self) -> None:
@@ -232,9 +237,8 @@ class Session:
     def refuse_if_empty(self) -> None:
         """Raise the first error where not a single trace is there."""
         first = self.buyer.first_error
-        if first is None or any(True for _ in self.plan.listed()):
-            return
-        raise first
+        if first is not None and not any(True for _ in self.plan.listed()):
+            raise first
 
     def refuse_if_incomplete(self, listed: Path) -> None:
         """Raise DistillError when more than FAILED_SHARE of the traces are missing."""

@@ -939,3 +939,47 @@ def test_a_teacher_that_is_cancelled_by_itself_is_asked_again(
 ) -> None:
     result = buy(Torn(), tmp_path, n=1, count=4, want=want, max=1, concurrency=1)
     assert told(result, "traces", "failed", "retries") == [4, 0, 1]
+
+
+class Shut(Echo):
+    opened = 0
+
+    async def open(self) -> None:
+        self.opened += 1
+        await asyncio.sleep(0.02)
+        raise ModelError("no server")
+
+
+@pytest.mark.parametrize("want", [None, 1])
+def test_a_teacher_that_cannot_be_opened_is_opened_once(tmp_path: Path, want: int | None) -> None:
+    teacher = Shut()
+    with pytest.raises(ModelError, match="no server"):
+        buy(teacher, tmp_path, n=1, count=20, want=want)
+    assert teacher.opened == 1
+
+
+class Breaking(Echo):
+    """Breaks off in the middle of every first attempt."""
+
+    async def complete(self, request: Request, on_tokens: OnTokens | None = None) -> Completion:
+        assert on_tokens is not None
+        on_tokens(20)
+        if request not in self.asked:
+            self.asked.append(request)
+            raise TeacherError("broken off", retry=True)
+        return self.answer(request)
+
+
+def test_tokens_of_an_answer_that_broke_off_are_not_under_way(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "problems.jsonl", questions(3))
+    run_sample(
+        tmp_path / "problems.jsonl",
+        Breaking(),
+        Sampling(n=1),
+        seed=0,
+        pool_root=tmp_path / "pool",
+        prices=(0, 0),
+        out=tmp_path,
+    )
+    (*_, last) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert (last["tokens"], last["tokens_under_way"]) == (60, 0)
