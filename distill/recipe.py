@@ -294,14 +294,21 @@ def _explain(model: type[Section], error: ValidationError, where: str) -> str:
     """All of pydantic's complaints in plain words, unknown keys with their nearest neighbour."""
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+        # Of a key with several types pydantic also says which of them it tried.
+        parts = [str(part) for part in item["loc"]]
+        path = ".".join(part for part in parts if not part.startswith(("constrained-", "literal[")))
         if item["type"] == "extra_forbidden":
             key = str(item["loc"][-1])
             close = _nearest(key, _keys_at(model, item["loc"][:-1]))
             lines.append(f"unknown key '{path}'{close}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"'{path}' = {item['input']!r}: {message}")
+            # A check of a whole section names the values it is about; the section is no help,
+            # while a row of a list is known by nothing else.
+            row = isinstance(item["loc"][-1], int) if item["loc"] else False
+            whole = item["type"] == "value_error" and isinstance(item["input"], dict) and not row
+            found = "" if whole else f" = {item['input']!r}"
+            lines.append(f"'{path}'{found}: {message}")
     return f"{where}: " + "\n  ".join(lines)
 
 

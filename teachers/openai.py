@@ -147,6 +147,8 @@ class OpenAITeacher:
         found = await asyncio.gather(*(self._greet(wire, server.url) for server in servers))
         errors = [answer for answer in found if isinstance(answer, TeacherError)]
         if len(errors) == len(servers):
+            for server, error in zip(servers, errors, strict=True):
+                server.healthy, server.why = False, error.message  # for the live view
             await self.close()
             raise errors[0]
         lists = [answer for answer in found if not isinstance(answer, TeacherError)]

@@ -152,8 +152,11 @@ def retry_after(headers: httpx.Headers) -> float | None:
 
 def unreachable(url: str, error: Exception) -> TeacherError:
     """The error of a server that cannot be spoken to at all."""
+    why = str(error) or type(error).__name__
+    if isinstance(error, httpx.ReadTimeout):
+        why = "it takes connections and answers nothing"
     return Unreachable(
-        f"no server at {url}: {error or type(error).__name__}",
+        f"no server at {url}: {why}",
         "check teacher.base_urls and that the server is up: "
         "vllm serve MODEL --reasoning-parser deepseek_r1",
         fatal=True,

@@ -191,8 +191,7 @@ class ServerPool:
             watch.add_done_callback(self._watches.discard)
         if not rest:
             log.warning(
-                "no server is left: %d requests wait up to %g s for one to come back",
-                len(self._waiting),
+                "no server is left: requests wait up to %g s for one to come back (outage_s)",
                 self.outage_s,
             )
             self._after("outage", self.outage_s, self._give_up)

@@ -22,6 +22,7 @@ from distill.teachers.servers import Broken, Lease, Overloaded, Unreachable
 from distill.teachers.stream import Answer, Body
 
 CONNECT_S = 60.0
+CALL_S = 5.0
 """Seconds to wait for a connection, and for a small call: thousands may begin at once."""
 
 KEEP_ALIVE_S = 4.0
@@ -175,12 +176,13 @@ class Wire:
 
     async def call(self, url: str, body: Any = None) -> httpx.Response:
         """A small GET, or POST with a body. Raises httpx.TransportError."""
+        patience = min(CONNECT_S, max(CALL_S, self._first_s))
         number = self._begin()
         try:
             client = self._clients[number]
             if body is None:
-                return await client.get(url, timeout=CONNECT_S)
-            return await client.post(url, json=body, timeout=CONNECT_S)
+                return await client.get(url, timeout=patience)
+            return await client.post(url, json=body, timeout=patience)
         finally:
             self._end(number)
 

@@ -72,6 +72,9 @@ def test_a_mapping_on_the_command_line_replaces_and_in_a_variant_merges(tmp_path
         ("problems.sources=[{task: chain_sum}]", ["chain_sum", "size"]),
         ("variant=lorra", ["lorra", "lora", "did you mean"]),
         ("epochs", ["epochs", "key=value"]),
+        ("sampling.want=99", ["'sampling.want' = 99"]),
+        ("sampling.limits=[9, 5]", ["'sampling': limits must grow", "[9, 5,"]),
+        ("teacher.replicas=0", ["'teacher.replicas' = 0", "or equal to 1"]),
     ],
 )
 def test_a_wrong_override_is_named_with_the_nearest_right_one(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -50,6 +51,19 @@ def test_a_missing_key_is_named_and_a_wrong_one_never_shown(
         assert "sk-secret" not in str(found)
     found = refused(lambda _: error(400, "what is sk-secret?"), api_key_env="MY_KEY")
     assert "sk-secret" not in str(found)
+
+
+def test_a_port_that_takes_connections_and_never_answers_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distill.teachers.wire.CALL_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
+        engine = OpenAITeacher("m", base_urls=[url], timeout_s=0.1)
+        with pytest.raises(TeacherError, match="connections and answers nothing") as raised:
+            asyncio.run(engine.open())
+        assert url in raised.value.message
+        assert [row["up"] for row in engine.stats()["servers"]] == [False]
 
 
 def test_a_key_is_refused_before_anything_is_sampled() -> None:
