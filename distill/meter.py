@@ -194,7 +194,8 @@ class Meter:
             self._accepted += accepted - good
             self._unshown += self.want is not None
             self._reasons[reason] += 1
-            self._pass_rates[tenth(accepted, tries)] += 1
+            if tries:  # a problem whose requests all failed has no pass rate
+                self._pass_rates[tenth(accepted, tries)] += 1
         self._moved()
 
     def round(self, **facts: Any) -> None:

@@ -331,6 +331,15 @@ def test_bins_of_pass_rates(accepted: int, tries: int, bin_: int) -> None:
     assert tenth(accepted, tries) == bin_
 
 
+def test_a_problem_without_a_try_has_no_pass_rate() -> None:
+    meter = adaptive(Clock())
+    meter.stopped("gone", "failed", 0, 0)
+    meter.graded("hard", 0, grade("wrong"), False)
+    meter.stopped("hard", "most", 1, 0)
+    assert meter.figures()["pass_rates"] == [1] + [0] * 10
+    assert meter.figures()["stopped"] == {"failed": 1, "most": 1}
+
+
 def test_amounts() -> None:
     assert [money(a) for a in (0, 0.0123456, 12.5, 98765.4)] == [
         "0.00",

@@ -208,6 +208,13 @@ def test_the_verb_says_what_pools_hold(runs: Path, capsys: pytest.CaptureFixture
     assert sorted(row["traces"] for row in json.loads(capsys.readouterr().out)) == [1, 5]
 
 
+def test_a_run_named_by_its_path_has_its_own_pools(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pool", str(runs / "mine-1"), "--runs", str(tmp_path / "elsewhere")]) == 0
+    assert "5 traces in 2 files" in capsys.readouterr().out
+
+
 def test_the_verb_compacts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = runs / "out.parquet"
     arguments = ["pool", "mine-1", "token_ids=true", "last=1", "--runs", str(runs)]

@@ -83,7 +83,8 @@ def _folders(options: argparse.Namespace) -> list[Path]:
             f"'{target}' is no trace pool, and no run in {runs_folder(options)}",
             "distill pool lists the pools; give a key, a folder or a run",
         )
-    folders = [root / key for key in dict.fromkeys(_keys(run, runs_folder(options)))]
+    runs = run.parent  # a run named by its path may lie in another folder
+    folders = [runs / "pool" / key for key in dict.fromkeys(_keys(run, runs))]
     if not any(map(is_pool, folders)):
         raise UsageError(f"{run.name} has sampled nothing yet", "distill sample RECIPE does")
     return [folder for folder in folders if is_pool(folder)]
