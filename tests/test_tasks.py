@@ -80,6 +80,7 @@ def test_a_recipe_without_heldout_problems_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no problems out") as caught:
         made(tmp_path, "heldout", heldout=[])
     assert "problems.heldout" in caught.value.hint
+    assert "have an answer" in caught.value.hint
 
 
 def test_a_local_file_becomes_problems(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def _problems(
         if not problems:
             raise DataError(
                 "the recipe evaluates on `heldout`, but holds no problems out",
-                "set problems.heldout to a share such as 0.1, or evaluate.tasks to other tasks",
+                "set problems.heldout to a share such as 0.1 (of problems that have an answer), "
+                "or evaluate.tasks to other tasks",
             )
         return problems
     bad = BadLines()
