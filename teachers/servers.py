@@ -147,6 +147,7 @@ class ServerPool:
     _returned: int = 0
     _tokens: int = 0
     _over: TeacherError | None = None
+    _down_since: float | None = None
 
     def __post_init__(self) -> None:
         self.servers = [Server(url) for url in dict.fromkeys(self.urls)]
@@ -163,7 +164,7 @@ class ServerPool:
         """A server for one request of at most `most` new tokens.
 
         Waits for room. What the body raises tells the server's health. Raises a fatal
-        TeacherError where no server has been healthy for `outage_s`.
+        TeacherError where no server has answered for `outage_s`.
         """
         lease = await self._acquire(most)
         try:
@@ -190,11 +191,23 @@ class ServerPool:
             self._watches.add(watch)
             watch.add_done_callback(self._watches.discard)
         if not rest:
+            self._outage()
+
+    def _outage(self) -> None:
+        """No server is left. Only an answer ends an outage: health checks of a mute one pass."""
+        if self._down_since is None:
+            self._down_since = _now()
             log.warning(
                 "no server is left: requests wait up to %g s for one to come back (outage_s)",
                 self.outage_s,
             )
-            self._after("outage", self.outage_s, self._give_up)
+        self._after("outage", self._down_since + self.outage_s - _now(), self._give_up)
+
+    def _heard(self) -> None:
+        """A server has answered something."""
+        self._down_since = None
+        if timer := self._timers.pop("outage", None):
+            timer.cancel()
 
     async def close(self) -> None:
         """End the health checks."""
@@ -211,6 +224,7 @@ class ServerPool:
         server._proving = False
         server._unreachable = 0
         server._streaming += 1
+        self._heard()
         if _now() - lease.begun > self.slow_s:
             self._slow_down(lease, "a first token came late")
         elif self._waiting:
@@ -285,6 +299,7 @@ class ServerPool:
         server.done += 1
         server._proving, server._unreachable, server._faults = False, 0, 0
         server._pause = PAUSE_S
+        self._heard()
         self._returned += 1
         self._tokens += lease.got
         server._peak = max(server._peak, server.in_flight)
@@ -300,6 +315,7 @@ class ServerPool:
             self._slow_down(lease, error.message)
         if not isinstance(error, Broken):
             # It spoke with us, if only to refuse.
+            self._heard()
             server._unreachable = 0
             server._faults *= isinstance(error, Busy)
             return
@@ -331,16 +347,17 @@ class ServerPool:
         server.healthy, server._proving = True, True
         server._unreachable = server._faults = 0
         server._back_at = _now()
-        self._over = None
-        if timer := self._timers.pop("outage", None):
-            timer.cancel()
+        if self._over:
+            self._over, self._down_since = None, None
         log.warning("%s is back", server.url)
         self._serve()
 
     def _give_up(self) -> None:
+        if any(server.healthy for server in self.servers):
+            return  # one is being tried; if it fails too, `eject` comes back here at once
         reasons = "; ".join(dict.fromkeys(server.why for server in self.servers))
         self._over = TeacherError(
-            f"no server has been healthy for {self.outage_s:g} s: {reasons}",
+            f"no server has answered for {self.outage_s:g} s: {reasons}",
             "what was bought is kept; see to the servers and run the same command again",
             fatal=True,
         )

@@ -263,10 +263,10 @@ def test_with_all_servers_gone_it_waits_and_ends_after_the_stated_time() -> None
         none = pool(2, well=lambda: False, outage_s=0.2)
         for server in none.servers:
             none.eject(server, f"{server.url} is on fire")
-        with pytest.raises(TeacherError, match=r"healthy for 0\.2 s.*on fire") as raised:
+        with pytest.raises(TeacherError, match=r"answered for 0\.2 s.*on fire") as raised:
             await use(none)
         assert raised.value.fatal
-        with pytest.raises(TeacherError, match=r"healthy for 0\.2 s"):
+        with pytest.raises(TeacherError, match=r"answered for 0\.2 s"):
             await use(none)
         await none.close()
 
@@ -368,3 +368,33 @@ def test_a_server_bears_less_than_is_asked_of_it() -> None:
 
     with FakeServer(answer) as server:
         asyncio.run(main(server))
+
+
+def test_a_server_whose_health_is_all_that_works_ends_the_outage_nowhere() -> None:
+    async def main() -> None:
+        mute = pool(outage_s=0.3)
+        last, tried = TeacherError(""), 0
+        while not last.fatal:
+            with pytest.raises(TeacherError) as raised:
+                await use(mute, fault=Broken("not a token", retry=True))
+            last, tried = raised.value, tried + 1
+        assert "no server has answered for 0.3 s: not a token" in last.message
+        assert tried > FAULTS
+        assert rows(mute)[0]["ejected"] > 1  # its health check took it back in between
+        await mute.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_answer_ends_an_outage() -> None:
+    async def main() -> None:
+        one = pool(outage_s=30)
+        await fail(one, Broken("torn", retry=True), FAULTS)
+        assert one._down_since is not None
+        await use(one)
+        assert one._down_since is None
+        await fail(one, Broken("torn", retry=True), FAULTS)
+        assert one._down_since is not None
+        await one.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
