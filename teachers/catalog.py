@@ -24,7 +24,8 @@ class Entry:
     """Facts about one model; None or "unknown" where they are not known.
 
     `model` is a hub name or an absolute folder, `params` and `active` are in billions,
-    `context` in tokens, `price_in` and `price_out` in money per million tokens.
+    `context` and `mean_tokens` (length of a trace, for plans) in tokens, `price_in` and `price_out`
+    in money per million tokens.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Entry:
     prompt_opens: bool | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     context: int | None = None
+    mean_tokens: float | None = None
     params: float | None = None
     active: float | None = None
     licence: str = "unknown"
