@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -93,17 +94,18 @@ class ServedVLLM:
             self._where, quantization, self._template, self._template_kwargs, engine, ignore_eos
         )
         gpus = visible_gpus()
-        per_replica = 1
-        for name in MULTIPLIES:
-            per_replica *= int(engine.get(name) or 1)
+        per_replica = math.prod(int(engine.get(name) or 1) for name in MULTIPLIES)
         devices = share_out(replicas, per_replica, gpus)
         if not gpus:
             engine.setdefault("enable_chunked_prefill", False)
-        arguments = {"load_format": "safetensors", **engine, "quantization": quantization}
-        arguments |= {"revision": self._where.commit, "tokenizer_revision": self._where.commit}
-        if trust_remote_code:
-            arguments["trust_remote_code"] = True
-        self._arguments = arguments
+        self._arguments: dict[str, Any] = {
+            "load_format": "safetensors",
+            **engine,
+            "quantization": quantization,
+            "revision": self._where.commit,
+            "tokenizer_revision": self._where.commit,
+            **({"trust_remote_code": True} if trust_remote_code else {}),
+        }
         self._serve = list(serve_command) or [*_vllm(self._python), "serve"]
         self._replicas = Replicas(
             self._command,

@@ -247,6 +247,7 @@ def test_nothing_outlives_a_kill_9_of_who_started_it(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     until(lambda: not any(map(alive, [*servers, *keepers, *helpers])))
+    assert not any(map(alive, servers))
 
 
 def test_a_server_dies_with_its_keeper(tmp_path: Path) -> None:
@@ -260,6 +261,7 @@ def test_a_server_dies_with_its_keeper(tmp_path: Path) -> None:
         parent.wait()
         os.kill(helpers[0], signal.SIGKILL)
     until(lambda: not alive(helpers[1]))
+    assert not alive(server)
 
 
 def test_a_keeper_that_is_told_twice_to_end_leaves_nothing_behind() -> None:
