@@ -18,7 +18,8 @@ from typing import Any
 from distill.filter.corpus import Duplicates
 from distill.filter.parts import Part, build, filters_identity
 from distill.grade.parts import judges_of, rules_of
-from distill.grade.run import Judge, grading_identity
+from distill.grade.run import grading_identity
+from distill.grade.service import Judge
 from distill.records import Grade, Problem, Trace
 from distill.schema import DEFAULT_FILTERS, Grading, PartSpec
 
@@ -45,7 +46,7 @@ class Acceptance:
     """The recipe's graders and filters at work; `with Acceptance(...) as accept: ...`.
 
     `folder` is where the paths of a user's graders and filters start; `graders` are objects to use
-    instead of the recipe's (see `grade.run.Judge`). Workers start with the first trace. One thread
+    instead of the recipe's (see `grade.service.Judge`). Workers start with the first trace. One thread
     uses it at a time.
     """
 

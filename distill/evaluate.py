@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from distill import scores
 from distill.errors import UsageError
 from distill.fewshot import STOP
-from distill.grade.run import Judge
+from distill.grade.service import Judge
 from distill.lineup import ModelRef, build_engine, model_refs
 from distill.progress import Progress
 from distill.recipe import Recipe

@@ -41,7 +41,7 @@ Ask = Callable[[Sequence[Problem], Sampling], Iterable[Trace]]
 """Samples `n` answers of each problem; a sample that could not be had may be missing."""
 
 Judging = Callable[[Iterable[tuple[Problem, Trace]]], Iterator[Grade]]
-"""One grade per (problem, trace), in order (`distill.grade.run.Judge.grade_many`)."""
+"""One grade per (problem, trace), in order (`distill.grade.service.Judge.grade_many`)."""
 
 
 @dataclass(frozen=True, slots=True)

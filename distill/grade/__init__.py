@@ -12,10 +12,11 @@ __all__ = ["Judge", "grade_math", "grade_traces", "grading_identity"]
 
 if TYPE_CHECKING:
     from distill.grade.math import grade_math
-    from distill.grade.run import Judge, grade_traces, grading_identity
+    from distill.grade.run import grade_traces, grading_identity
+    from distill.grade.service import Judge
 
 _WHERE = {
-    "Judge": "distill.grade.run",
+    "Judge": "distill.grade.service",
     "grade_math": "distill.grade.math",
     "grade_traces": "distill.grade.run",
     "grading_identity": "distill.grade.run",
