@@ -46,8 +46,8 @@ class Acceptance:
     """The recipe's graders and filters at work; `with Acceptance(...) as accept: ...`.
 
     `folder` is where the paths of a user's graders and filters start; `graders` are objects to use
-    instead of the recipe's (see `grade.service.Judge`). Workers start with the first trace. One thread
-    uses it at a time.
+    instead of the recipe's (see `grade.service.Judge`). Workers start with the first trace; one
+    thread uses it at a time.
     """
 
     def __init__(
