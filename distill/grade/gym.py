@@ -18,13 +18,16 @@ from distill.records import Grade, Problem, Trace
 KEY = "reasoning_gym"
 """Where a problem's metadata holds `{task, config, entry}`."""
 
+CARRIED = (KEY, "tests", "choices", "schema", "instructions")
+"""Keys of a problem's metadata, each of which is enough for a rule to grade answers to it."""
+
 _TAGS = ("__tuple__", "__set__", "__dict__")
 _scorers: dict[tuple[str, str], Any] = {}
 
 
 def gradable(problem: Problem) -> bool:
-    """Whether a rule can grade answers to it: by a reference answer or by its task's scorer."""
-    return problem.gold is not None or bool(problem.metadata.get(KEY))
+    """Whether a rule can grade answers to it: by a reference answer, or by what it carries."""
+    return problem.gold is not None or any(problem.metadata.get(key) for key in CARRIED)
 
 
 def pack(value: Any) -> Any:
