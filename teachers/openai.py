@@ -185,7 +185,7 @@ class OpenAITeacher:
         """One answer. Raises TeacherError: `retry` for what may pass, `fatal` for what will not."""
         wire = await self._ready()
         body = self._body(request)
-        answer, start = Answer(), None
+        answer, start = Answer(limit=request.params.max_tokens), None
         async with self._pool.lease(request.params.max_tokens) as lease:
             if request.prefix_ids or request.prefix_text:
                 assert self._resumer is not None

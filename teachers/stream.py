@@ -36,6 +36,9 @@ MOST_TOKENS = 100_000_000
 MOST_BYTES = 1 << 28
 """More than any answer has: a body that goes on for ever would fill the memory."""
 
+UNCOUNTED = 1 << 18
+"""Tokens that an answer may have beyond its limit: some APIs do not count the thinking."""
+
 
 class Body:
     """A body as it comes, cut into payloads: of server-sent events, or the one it is (`plain`).
@@ -86,7 +89,11 @@ class Body:
 
 @dataclass(slots=True)
 class Answer:
-    """One completion as it arrives. `take` accepts chunks of a stream and whole answers."""
+    """One completion as it arrives. `take` accepts chunks of a stream and whole answers.
+
+    `limit` is the number of tokens that was asked for: a stream that passes it without an end in
+    sight is refused.
+    """
 
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -100,16 +107,28 @@ class Answer:
     whole: bool = False
     counted: int = 0
     flags: dict[str, None] = field(default_factory=dict)
+    limit: int = MOST_TOKENS
+    size: int = 0
 
     def feed(self, payloads: Sequence[bytes]) -> int:
-        """Payloads of a stream; returns the number of tokens in them, as far as one can see."""
+        """Payloads of a stream; returns the number of tokens in them, as far as one can see.
+
+        Raises TeacherError for a stream that does not end, which asking again would not change.
+        """
         new = 0
         for payload in payloads:
             if payload == DONE:
                 self.done = True
             elif payload:
+                self.size += len(payload)
                 new += self.take(parse(payload))
         self.counted += new
+        if self.counted > self.limit + UNCOUNTED or self.size > MOST_BYTES:
+            raise TeacherError(
+                f"{self.counted:,} pieces came where at most {self.limit:,} tokens were asked for, "
+                "and no end",
+                "the server takes no notice of the limit: see teacher.options.max_tokens_field",
+            )
         return new
 
     def take(self, chunk: Mapping[str, Any]) -> int:

@@ -274,6 +274,16 @@ def test_what_an_answer_is_says_its_first_byte_and_not_its_content_type(kind: st
         assert answered(lambda _, r=reply: Reply(200, r.chunks, kind)).text == text
 
 
+def test_a_stream_without_an_end_is_left_at_some_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.teachers.stream.UNCOUNTED", 1000 - 32768)
+    many = b"".join(b'data: {"choices":[{"delta":{"content":"a "}}]}\n\n' for _ in range(1000))
+    assert answered(lambda _: Reply(200, [many, b"data: [DONE]\n\n"], "x")).text
+    found = refused(lambda _: Reply(200, [many] * 400, "text/event-stream"))
+    assert "no end" in found.message
+    assert not found.retry
+    assert not found.fatal
+
+
 def test_choices_that_nobody_asked_for_do_not_mix_in() -> None:
     def row(index: int, text: str, finish: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": {"content": text}, "finish_reason": finish}
