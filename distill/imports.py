@@ -23,7 +23,7 @@ from distill.progress import Progress
 from distill.published import Asked, BadRow, Layout, Published, detect, read_row, read_trace
 from distill.records import BadLines, Problem, Trace, dumps, to_row
 from distill.schema import R1_INSTRUCTION, ImportSpec, Problems
-from distill.sources import ask
+from distill.sources import ask, labels
 from distill.step import write_atomically
 from distill.tables import read_rows
 from distill.thinking import ThinkTags
@@ -126,7 +126,7 @@ class _Import:
         number = self.counts["rows"]
         try:
             asked = read_row(row, self.layout)
-            problem = self._problem(asked)
+            problem = self._problem(asked, row)
         except BadRow as error:
             self.counts["rows"] += 1
             self.counts["bad"] += 1
@@ -208,7 +208,7 @@ class _Import:
             self.reasons["not a row: " + why] += 1
             self.files.write("bad", {"source": _label(self.spec), "row": where, "reason": why})
 
-    def _problem(self, asked: Asked) -> Problem:
+    def _problem(self, asked: Asked, row: dict[str, Any]) -> Problem:
         question = asked.question
         for instruction in (self.asked.instruction, *PUBLISHED_INSTRUCTIONS):
             bare = question.removeprefix(instruction).removesuffix(instruction).strip()
@@ -220,7 +220,7 @@ class _Import:
             gold=asked.gold,
             source=_label(self.spec),
             statement=question,
-            metadata=asked.metadata,
+            metadata={**asked.metadata, **labels(row, domain=self.spec.domain)},
         )
 
     def notes(self) -> list[str]:

@@ -40,6 +40,9 @@ class SourceSpec(Section):
     """About how many there are, for a plan made before the data is here."""
     difficulty: str | None = None
     """A label for the report, or with a leading `=` the column that holds it."""
+    domain: str = ""
+    """Its field (math, code, stem, logic, general ...), which `select.balance` counts; or with a
+    leading `=` the column that holds it."""
     licence: str = ""
 
     @model_validator(mode="after")
@@ -97,6 +100,8 @@ class ImportSpec(Section):
     open_tag: str = "<think>"
     close_tag: str = "</think>"
     limit: int | None = Field(default=None, ge=1)
+    domain: str = ""
+    """As of a source of problems."""
     licence: str = ""
     heldout: float = Field(default=0.0, ge=0, lt=1)
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -124,16 +124,23 @@ def _problem(
     )
 
 
-def _difficulty(spec: SourceSpec, row: Mapping[str, Any]) -> dict[str, Any]:
-    if not spec.difficulty:
-        return {}
-    if not spec.difficulty.startswith("="):
-        return {"difficulty": spec.difficulty}
-    try:
-        value = column(row, spec.difficulty[1:])
-    except KeyError:
-        return {}
-    return {} if value is None else {"difficulty": str(value)}
+def labels(row: Mapping[str, Any], **wanted: str | None) -> dict[str, str]:
+    """Labels of a row's problem: each is the text itself, or of `=column` that column's value."""
+    found = {}
+    for key, label in wanted.items():
+        if not label:
+            continue
+        try:
+            value = column(row, label[1:]) if label.startswith("=") else label
+        except KeyError:
+            continue
+        if value not in (None, ""):
+            found[key] = str(value)
+    return found
+
+
+def _labels(spec: SourceSpec, row: Mapping[str, Any]) -> dict[str, str]:
+    return labels(row, difficulty=spec.difficulty, domain=spec.domain)
 
 
 def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Problem | BadRow]:
@@ -154,7 +161,7 @@ def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Probl
         try:
             question = column(row, spec.question)
             gold = column(row, spec.gold) if spec.gold else None
-            yield _problem(spec, problems, question, gold, _difficulty(spec, row))
+            yield _problem(spec, problems, question, gold, _labels(spec, row))
         except KeyError as error:
             name = str(error.args[0])
             lacking[name] = lacking.get(name, 0) + 1
@@ -188,7 +195,7 @@ def _gym(spec: SourceSpec, problems: Problems) -> Iterator[Problem | BadRow]:
         try:
             entry = made[number]
             held = {"task": task, "config": spec.config, "entry": pack(entry)}
-            metadata = {**_difficulty(spec, entry.get("metadata", {})), GYM: held}
+            metadata = {**_labels(spec, entry.get("metadata", {})), GYM: held}
             yield _problem(spec, problems, entry["question"], entry["answer"], metadata)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             yield BadRow(number, f"{type(error).__name__}: {error}")
@@ -243,22 +250,14 @@ def _called(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Prob
 def _from_item(spec: SourceSpec, problems: Problems, item: Any, number: int) -> Problem | BadRow:
     if isinstance(item, Problem):
         # Asked as it stands: whoever builds whole problems has decided on the prompt.
-        if item.source:
-            return item
-        return Problem(
-            messages=item.messages,
-            gold=item.gold,
-            source=spec.label,
-            statement=item.statement,
-            metadata=item.metadata,
-            id=item.id,
-        )
+        metadata = {**labels({}, domain=spec.domain), **item.metadata}
+        return replace(item, source=item.source or spec.label, metadata=metadata)
     if not isinstance(item, Mapping):
         return BadRow(number, f"a {type(item).__name__}, expected a Problem or an object")
     question = item.get("question", item.get(spec.question))
     if question is None:
         return BadRow(number, f"no 'question', only {', '.join(map(str, item)) or 'nothing'}")
-    metadata = {**dict(item.get("metadata") or {}), **_difficulty(spec, item)}
+    metadata = {**dict(item.get("metadata") or {}), **_labels(spec, item)}
     try:
         gold = item.get("gold", item.get(spec.gold or ""))
         return _problem(spec, problems, question, gold, metadata)
