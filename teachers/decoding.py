@@ -195,12 +195,16 @@ class _Batch:
         lengths = [len(row.ids) for row in rows]
         self.width = max(lengths)
         size = self.width + max(row.limit for row in rows)
-        ids = torch.full((len(rows), self.width), decoder.pad, dtype=torch.long)
+        # Samples of one prompt share its prefill: row i continues prompt `shared[i]`.
+        places: dict[tuple[int, ...], int] = {}
+        self.shared = [places.setdefault(tuple(row.ids), len(places)) for row in rows]
+        ids = torch.full((len(places), self.width), decoder.pad, dtype=torch.long)
         # Columns beyond the present width stay True: they are tokens still to come.
         self.mask = torch.ones(len(rows), size, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, self.width - lengths[i] :] = torch.as_tensor(row.ids, dtype=torch.long)
-            self.mask[i, : self.width - lengths[i]] = False
+        for i, length in enumerate(lengths):
+            self.mask[i, : self.width - length] = False
+        for prompt, place in places.items():
+            ids[place, self.width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
         self.padded = min(lengths) < self.width
         self.ids = ids.to(decoder.device)
         self.mask = self.mask.to(decoder.device)
@@ -211,9 +215,16 @@ class _Batch:
 
     def prefill(self) -> torch.Tensor:
         """Logits after the prompts, of shape (rows, vocabulary)."""
-        seen = self.mask[:, : self.width]
+        rows = len(self.shared)
+        first = [self.shared.index(place) for place in range(len(self.ids))]
+        seen = self.mask[first, : self.width]
         positions = (seen.cumsum(-1) - 1).clamp_(min=0)
-        return self._forward(self.ids, positions, seen if self.padded else None)
+        logits = self._forward(self.ids, positions, seen if self.padded else None)
+        if len(self.ids) == rows:
+            return logits
+        index = torch.tensor(self.shared, device=self.decoder.device)
+        self.cache.reorder_cache(index)
+        return logits[index]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits after one more token of shape (rows,) each."""

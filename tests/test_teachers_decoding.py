@@ -135,6 +135,21 @@ def test_a_row_depends_on_its_own_seed_only(tiny: Any) -> None:
     assert other[0].out != alone[0].out
 
 
+def test_samples_of_a_prompt_share_its_prefill(tiny: Any) -> None:
+    asked = prompts(3)
+    order = [0, 1, 0, 2, 1, 0]
+    rows = [Row(ids=asked[n], limit=10, top_p=0.9, seed=50 + i) for i, n in enumerate(order)]
+    shapes: list[tuple[int, ...]] = []
+    hook = tiny.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    decoder(tiny).run(rows)
+    hook.remove()
+    assert shapes[0][0] == 3, "each prompt is read once"
+    assert shapes[1] == (6, 1)
+    assert [row.out for row in rows] == [naive(tiny, row) for row in rows]
+
+
 def test_without_a_seed_samples_differ(tiny: Any) -> None:
     rows = [Row(prompts(1)[0], limit=40) for _ in range(2)]
     decoder(tiny, eos=[]).run(rows)
