@@ -14,6 +14,7 @@ KNOWN: dict[str, str] = {
     "length": "distill.filter.text:Length",
     "repetition": "distill.filter.text:Repetition",
     "duplicates": "distill.filter.corpus:Duplicates",
+    "near_duplicates": "distill.filter.minhash:NearDuplicates",
     "overlap": "distill.filter.overlap:Overlap",
 }
 """The names that a recipe's `filters` may use without saying where they are."""
