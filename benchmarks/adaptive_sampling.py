@@ -7,15 +7,21 @@ Both sides read the same outcomes of the same samples in index order and count t
 accepted traces of a problem. Then adaptive sampling with `max` = n ends with the very traces that
 fixed n ends with, in every bucket of difficulty; this is checked, and only the tokens differ.
 
-Outcomes are drawn from two mixes of pass rates (`distill.simulate`: where they are from, and what
-is assumed about lengths) and recorded from the pocket teacher (data/pocket_outcomes.jsonl):
+Outcomes are drawn from two mixes of pass rates (`distill.simulate`: where they are from) and
+recorded from the pocket teacher (data/pocket_outcomes.jsonl):
 
 - published: problems that R1 solved at least once in two, as those of OpenR1-Math-220k, which the
-  shipped recipes sample. This is the stated mix of the last line.
-- raw: NuminaMath 1.5 before that filter. A quarter of the problems is hardly ever solved, and
-  what is spent on them cannot be saved without losing the few that are.
+  shipped recipes sample. This is the stated mix of the last line; every trace's length is drawn
+  from one distribution.
+- published, hard ones longer: the same with traces up to three times as long where problems are
+  hard and answers wrong, which is plausible and an assumption. Then more of all tokens go where
+  nothing can be saved.
+- raw: NuminaMath 1.5 before that filter, hard ones longer too. A quarter of the problems is hardly
+  ever solved, and what is spent on them cannot be saved without losing the few that are.
 
-The ratio of the last line is the worst of `want` 1 and 4 on published and pocket, n = 16.
+The ratio of the last line is the worst of `want` 1 and 4 on published and pocket, n = 16; the line
+before it has the same for the other two. Samples of a problem are taken one by one, so at equal
+coverage no policy takes fewer: a ratio says what the mix allows.
 """
 
 from __future__ import annotations
@@ -28,7 +34,14 @@ from typing import Any
 
 from distill.policy import Policy
 from distill.records import read_jsonl, write_jsonl
-from distill.simulate import Outcomes, Simulated, draw, simulate
+from distill.simulate import (
+    HARD_LENGTH,
+    WRONG_LENGTH,
+    Outcomes,
+    Simulated,
+    draw,
+    simulate,
+)
 
 GOAL = 0.5
 N = 16
@@ -57,9 +70,21 @@ def main() -> None:
     if options.record:
         print(f"{record(options.record)} problems -> {POCKET}")
         return
+    longer, alike = (HARD_LENGTH, WRONG_LENGTH), (1.0, 1.0)
     sets = {
-        name: draw(options.problems, max(CURVE), kept=kept, seed=options.seed)
-        for name, kept in (("published", 2), ("raw", 0))
+        name: draw(
+            options.problems,
+            max(CURVE),
+            kept=kept,
+            hard_length=hard,
+            wrong_length=wrong,
+            seed=options.seed,
+        )
+        for name, kept, (hard, wrong) in (
+            ("published", 2, alike),
+            ("published, hard ones longer", 2, longer),
+            ("raw", 0, longer),
+        )
     }
     sets["pocket"] = Outcomes.read(POCKET).by_pass_rate()
     for name, outcomes in sets.items():
@@ -68,6 +93,11 @@ def main() -> None:
         by_bucket(outcomes)
         ahead(outcomes)
         budgets(outcomes)
+    others = [
+        f"{name} {ratio(sets[name], 1, N):.3f} and {ratio(sets[name], 4, N):.3f}"
+        for name in ("published, hard ones longer", "raw")
+    ]
+    print(f"\nnot in the last line, want 1 and 4: {'; '.join(others)}")
     worst = max(ratio(sets[name], want, N) for name in ("published", "pocket") for want in (1, 4))
     print(f"adaptive_sampling ratio={worst:.3f} goal={GOAL}")
 

@@ -79,6 +79,8 @@ def draw(
     kept: int = 0,
     sample_tokens: float = 5355,
     max_tokens: int = 32768,
+    hard_length: float = HARD_LENGTH,
+    wrong_length: float = WRONG_LENGTH,
     seed: int = 0,
 ) -> Outcomes:
     """Outcomes of problems whose pass rates are a Beta's; buckets by the true pass rate.
@@ -86,15 +88,15 @@ def draw(
     With `kept` only problems that were solved at least once in so many earlier samples: published
     sets were filtered like that (OpenR1-Math-220k: 2).
 
-    Lengths are lognormal, longer where problems are hard and traces wrong (the constants above),
-    scaled to a mean of `sample_tokens` over all samples and cut at `max_tokens`. A trace that is
-    cut is not accepted.
+    Lengths are lognormal, longer where problems are hard and traces wrong (the constants above; 1
+    makes lengths independent of both), scaled to a mean of `sample_tokens` over all samples and
+    cut at `max_tokens`. A trace that is cut is not accepted.
     """
     rng = np.random.default_rng(seed)
     rates = _rates(rng, problems, mix, kept)[:, None]
     accepted = rng.random((problems, samples)) < rates
-    lengths = rng.lognormal(0.0, SIGMA, (problems, samples)) * HARD_LENGTH ** (1 - rates)
-    lengths *= np.where(accepted, 1.0, WRONG_LENGTH)
+    lengths = rng.lognormal(0.0, SIGMA, (problems, samples)) * hard_length ** (1 - rates)
+    lengths *= np.where(accepted, 1.0, wrong_length)
     lengths *= sample_tokens / lengths.mean()
     tokens = np.clip(lengths, 1, max_tokens).astype(np.int64)
     bucket = np.digitize(rates[:, 0], BUCKETS)
