@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Judge", "grade_math", "grade_traces", "grading_identity"]
+__all__ = ["Judge", "grade_code", "grade_math", "grade_traces", "grading_identity"]
 
 if TYPE_CHECKING:
-    from distill.grade.math import grade_math
+    from distill.grade.one import grade_code, grade_math
     from distill.grade.run import grade_traces, grading_identity
     from distill.grade.service import Judge
 
 _WHERE = {
     "Judge": "distill.grade.service",
-    "grade_math": "distill.grade.math",
+    "grade_code": "distill.grade.one",
+    "grade_math": "distill.grade.one",
     "grade_traces": "distill.grade.run",
     "grading_identity": "distill.grade.run",
 }

@@ -7,6 +7,7 @@ it returns as a `Check`, which a worker that can be killed runs through `check`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,6 +28,8 @@ class Check:
     """None: the result depends on more than the arguments, so it is not reused."""
     part: str = ""
     """Which of the grader's parts is needed, as `warm` takes it."""
+    timeout_s: float | None = None
+    """Seconds that this check may take; None: what its grader asks for, else the caller's limit."""
 
 
 class StagedGrader:
@@ -34,6 +37,8 @@ class StagedGrader:
 
     name = ""
     version = ""
+    timeout_s: float | None = None
+    """Seconds for a check of this grader where it needs another limit than `grading.timeout_s`."""
 
     def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
         """Settle the trace without anything that may hang, or say what is to be checked."""
@@ -45,6 +50,21 @@ class StagedGrader:
 
     def warm(self, part: str) -> None:
         """Import what `check` needs; runs in a worker before its clock starts."""
+
+    def limit(self, check: Check, otherwise: float) -> float:
+        """Seconds that a check of this grader may take."""
+        return next(s for s in (check.timeout_s, self.timeout_s, otherwise) if s is not None)
+
+    def delegated(self, part: str, inner: StagedGrader, result: Grade | Check) -> Grade | Check:
+        """What `inner.quick` said, as this grader's own: its `check` is called with `part` first.
+
+        The key is told apart by the part, the deadline is the inner grader's.
+        """
+        if isinstance(result, Grade):
+            return result
+        key = None if result.key is None else (part, result.key)
+        limit = inner.timeout_s if result.timeout_s is None else result.timeout_s
+        return Check((part, *result.args), key, part, limit)
 
     def __call__(self, problem: Problem, trace: Trace) -> Grade:
         result = self.quick(problem, trace)
@@ -95,6 +115,25 @@ class Custom(StagedGrader):
             version=result.version or self.version,
             detail=result.detail,
         )
+
+
+EXTRACTED, DETAIL = 2000, 500
+"""Longest `extracted` and `detail` of a grade, in characters."""
+
+
+def bounded(grade: Grade) -> Grade:
+    """The grade with texts of a bounded length: a model's answer may be megabytes."""
+    if len(grade.extracted or "") <= EXTRACTED and len(grade.detail) <= DETAIL:
+        return grade
+    return dataclasses.replace(
+        grade,
+        extracted=None if grade.extracted is None else _clipped(grade.extracted, EXTRACTED),
+        detail=_clipped(grade.detail, DETAIL),
+    )
+
+
+def _clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def version_of(package: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ class GraderSpec:
     name: str
     params: dict[str, Any]
     folder: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Equal for specs of the same grader."""
+        written = json.dumps(self.params, sort_keys=True, default=repr) if self.params else ""
+        return (self.name, self.folder, written)
 
 
 def specs_of(config: Grading, folder: Path) -> list[GraderSpec]:

@@ -16,12 +16,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable
+from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from socket import socketpair
@@ -40,9 +43,48 @@ MEMORY = 2 << 30
 
 CHUNK = 16
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from distill.grade.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+    "from distill.grade.worker import main; main(*map(int, sys.argv[1:]))"
 )
+
+
+_Order = tuple["Future[subprocess.Popen[bytes]]", list[str], dict[str, Any]]
+_orders: queue.SimpleQueue[_Order] | None = None
+_orders_lock = threading.Lock()
+
+
+def _start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Popen in a thread that never ends.
+
+    The kernel kills a worker when the thread that started it ends, not when the process does, and
+    a caller's thread (of an executor, of a notebook cell) may end long before its pool is closed.
+    """
+    global _orders
+    with _orders_lock:
+        if _orders is None:
+            _orders = queue.SimpleQueue()
+            threading.Thread(target=_starter, args=(_orders,), daemon=True).start()
+        started: Future[subprocess.Popen[bytes]] = Future()
+        _orders.put((started, command, options))
+    return started.result()
+
+
+def _starter(orders: queue.SimpleQueue[_Order]) -> None:
+    while True:
+        started, command, options = orders.get()
+        try:
+            started.set_result(subprocess.Popen(command, **options))
+        except BaseException as error:
+            started.set_exception(error)
+
+
+def _forked() -> None:
+    # A forked process has the caller's thread alone, and may have found the lock held.
+    global _orders, _orders_lock
+    _orders, _orders_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def default_workers() -> int:
@@ -53,7 +95,7 @@ def default_workers() -> int:
 class _Member:
     """One worker process, what it was given, and since when it is at the first of it."""
 
-    def __init__(self, specs: Sequence[GraderSpec], memory: int) -> None:
+    def __init__(self, memory: int) -> None:
         ours, theirs = socketpair()
         environment = {
             **os.environ,
@@ -64,8 +106,8 @@ class _Member:
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
         with theirs:
             descriptor = theirs.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(descriptor), str(os.getpid()), path],
+            self.process = _start(
+                [sys.executable, "-c", _BOOT, str(descriptor), str(os.getpid()), str(memory), path],
                 pass_fds=(descriptor,),
                 stdin=subprocess.DEVNULL,
                 stdout=2,
@@ -73,29 +115,34 @@ class _Member:
                 start_new_session=True,
             )
         self.pipe = Connection(ours.detach())
-        self.pipe.send((list(specs), memory))
         self.jobs: deque[Job] = deque()
-        self.loaded: set[tuple[int, str]] = set()
+        self.loaded: set[Hashable] = set()
         self.since, self.waited = time.monotonic(), 0.0
         self.grace = 0.0
 
     def give(self, jobs: list[Job]) -> None:
+        self.pipe.send(jobs)
         self.jobs.extend(jobs)
         self.since, self.grace = time.monotonic(), 0.0
-        self.pipe.send(jobs)
 
-    def deadline(self, timeout_s: float) -> float:
-        """When the first job is overdue; loading a grader is not counted against it."""
-        _, index, part, _ = self.jobs[0]
-        loaded = (index, part) in self.loaded
-        return self.since + self.grace + (timeout_s if loaded else max(LOAD_S, timeout_s))
+    @property
+    def limit(self) -> float:
+        """Seconds that the first job has; loading a grader is not counted against it."""
+        job = self.jobs[0]
+        return job.timeout_s if _loading(job) in self.loaded else max(LOAD_S, job.timeout_s)
 
-    def overdue(self, timeout_s: float) -> bool:
+    @property
+    def deadline(self) -> float:
+        """When the first job is overdue."""
+        return self.since + self.grace + self.limit
+
+    @property
+    def overdue(self) -> bool:
         """True if the first job has had its time; what it waited for a processor is put on top."""
-        if not self.jobs or time.monotonic() < self.deadline(timeout_s):
+        if not self.jobs or time.monotonic() < self.deadline:
             return False
         self.grace = max(self.grace, waited(self.process.pid) - self.waited)
-        return time.monotonic() >= self.deadline(timeout_s)
+        return time.monotonic() >= self.deadline
 
     def stop(self) -> int:
         """Kill the worker and what it started. Returns its exit code."""
@@ -105,18 +152,20 @@ class _Member:
         return self.process.wait()
 
 
+def _loading(job: Job) -> Hashable:
+    """Equal for jobs whose graders import the same. Data may bring our graders in many settings."""
+    return (job.spec.key if ":" in job.spec.name else job.spec.name), job.part
+
+
 class GraderPool:
-    """`submit` checks, `collect` grades; both in the caller's thread. A context manager."""
+    """`submit` checks, `collect` grades; by one thread at a time. A context manager.
+
+    Workers start with the first check. A process that was forked off starts its own.
+    """
 
     def __init__(
-        self,
-        specs: Sequence[GraderSpec],
-        *,
-        workers: int | None = None,
-        timeout_s: float = 5.0,
-        memory: int = MEMORY,
+        self, *, workers: int | None = None, timeout_s: float = 5.0, memory: int = MEMORY
     ) -> None:
-        self.specs = list(specs)
         self.workers = workers or default_workers()
         self.timeout_s = timeout_s
         self.memory = memory if sys.platform.startswith("linux") else 0
@@ -127,6 +176,7 @@ class GraderPool:
         self._tickets = 0
         self._open = 0
         self._early_deaths = 0
+        self._process = os.getpid()
 
     def __enter__(self) -> GraderPool:
         return self
@@ -136,8 +186,9 @@ class GraderPool:
 
     def close(self) -> None:
         """End all workers at once; unfinished checks are forgotten."""
-        for member in self._members:
-            member.stop()
+        if self._process == os.getpid():  # a fork must leave its parent's workers alone
+            for member in self._members:
+                member.stop()
         self._members.clear()
 
     @property
@@ -145,11 +196,24 @@ class GraderPool:
         """Checks that were submitted and not yet collected."""
         return self._open
 
-    def submit(self, grader: int, part: str, args: tuple[Any, ...]) -> int:
-        """Queue one check of the grader with this index. Returns its ticket."""
+    def submit(
+        self,
+        spec: GraderSpec,
+        part: str,
+        args: tuple[Any, ...],
+        *,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Queue one check: `check(*args)` of the grader that `spec` names. Returns its ticket.
+
+        `timeout_s` is its own deadline in seconds instead of the pool's.
+        """
+        if self._process != os.getpid():
+            self._process, self._members = os.getpid(), []
         self._tickets += 1
         self._open += 1
-        self._queue.append((self._tickets, grader, part, args))
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        self._queue.append(Job(self._tickets, spec, part, args, limit))
         return self._tickets
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[int, Grade]]:
@@ -167,7 +231,7 @@ class GraderPool:
             now = time.monotonic()
             if until is not None and now >= until:
                 break
-            ends = [m.deadline(self.timeout_s) for m in self._members if m.jobs]
+            ends = [m.deadline for m in self._members if m.jobs]
             if until is not None:
                 ends.append(until)
             self._receive(max(0.0, min(ends, default=now + 1) - now))
@@ -183,13 +247,15 @@ class GraderPool:
             if idle is None:
                 if len(self._members) >= self.workers:
                     return
-                idle = _Member(self.specs, self.memory)
+                idle = _Member(self.memory)
                 self._members.append(idle)
             size = max(1, min(CHUNK, len(self._queue) // self.workers))
             chunk = [self._queue.popleft() for _ in range(size)]
             try:
                 idle.give(chunk)
             except (BrokenPipeError, ConnectionResetError):
+                # It died while it had nothing to do: no check is to blame.
+                self._queue.extendleft(reversed(chunk))
                 self._bury(idle, "")
 
     def _receive(self, timeout_s: float) -> None:
@@ -205,8 +271,7 @@ class GraderPool:
         while member.jobs and member.pipe.poll():
             ticket, grade, when = member.pipe.recv()
             (member.since, member.waited), member.grace = when, 0.0
-            _, index, part, _ = member.jobs[0]
-            member.loaded.add((index, part))
+            member.loaded.add(_loading(member.jobs[0]))
             self._early_deaths = 0
             if grade is not None:
                 member.jobs.popleft()
@@ -214,10 +279,8 @@ class GraderPool:
 
     def _expire(self) -> None:
         for member in list(self._members):
-            if member.overdue(self.timeout_s):
-                _, index, part, _ = member.jobs[0]
-                limit = self.timeout_s if (index, part) in member.loaded else LOAD_S
-                self._bury(member, f"took longer than {limit:g} s and was killed")
+            if member.overdue:
+                self._bury(member, f"took longer than {member.limit:g} s and was killed")
 
     def _bury(self, member: _Member, why: str) -> None:
         """End a worker: its first job is an error, the others are queued again, in front."""
@@ -233,8 +296,8 @@ class GraderPool:
                     "distill.grade.worker",
                 )
         if member.jobs:
-            ticket, index, _, _ = member.jobs.popleft()
+            job = member.jobs.popleft()
             detail = why or f"the grader ended its process (exit code {code})"
-            name = self.specs[index].name
-            self._done.append((ticket, Grade(outcome="error", grader=name, detail=detail)))
+            grade = Grade(outcome="error", grader=job.spec.name, detail=detail)
+            self._done.append((job.ticket, grade))
         self._queue.extendleft(reversed(member.jobs))

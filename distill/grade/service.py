@@ -57,7 +57,8 @@ class Judge:
             ]
         workers = config.workers or default_workers()
         self.window = WINDOW * workers
-        self.pool = GraderPool(specs, workers=workers, timeout_s=config.timeout_s)
+        self.specs = specs
+        self.pool = GraderPool(workers=workers, timeout_s=config.timeout_s)
         self.first_error = ""
         self._known: OrderedDict[Hashable, Grade] = OrderedDict()
         self._waiting: dict[int, list[_Item]] = {}
@@ -122,7 +123,9 @@ class Judge:
         if key is not None and key in self._tickets:
             self._waiting[self._tickets[key]].append(item)
             return False
-        ticket = self.pool.submit(item.position, check.part, check.args)
+        limit = self.graders[item.position].limit(check, self.pool.timeout_s)
+        spec = self.specs[item.position]
+        ticket = self.pool.submit(spec, check.part, check.args, timeout_s=limit)
         self._waiting[ticket] = [item]
         if key is not None:
             self._tickets[key], self._keys[ticket] = ticket, key

@@ -9,16 +9,29 @@ from __future__ import annotations
 import resource
 import signal
 import time
+from collections import OrderedDict
+from collections.abc import Hashable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.child import die_with_parent
-from distill.grade.base import StagedGrader
+from distill.grade.base import StagedGrader, bounded
 from distill.grade.parts import GraderSpec, build
 from distill.records import Grade
 
-Job = tuple[int, int, str, tuple[Any, ...]]
-"""(ticket, index of the grader, part of the grader, arguments of its `check`)."""
+GRADERS = 256
+"""Graders that a worker keeps: data may bring each problem's own."""
+
+
+class Job(NamedTuple):
+    """One check: `check(*args)` of a grader, to be done in `timeout_s` seconds."""
+
+    ticket: int
+    spec: GraderSpec
+    part: str
+    args: tuple[Any, ...]
+    timeout_s: float
+
 
 Clock = tuple[float, float]
 """Monotonic time, and the time that the worker has waited for a processor, in seconds."""
@@ -27,15 +40,14 @@ Reply = tuple[int, Grade | None, Clock]
 """(ticket, grade, when it was done); without a grade: the check begins now."""
 
 
-def main(descriptor: int, parent: int) -> None:
-    """Serve until the pipe is closed."""
+def main(descriptor: int, parent: int, memory: int) -> None:
+    """Serve until the pipe is closed. `memory` limits the address space, in bytes; 0 does not."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Connection(descriptor) as pipe:
-        specs, memory = pipe.recv()
         if memory:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        worker = Worker(specs, memory)
+        worker = Worker(memory)
         while True:
             try:
                 chunk: list[Job] = pipe.recv()
@@ -45,11 +57,11 @@ def main(descriptor: int, parent: int) -> None:
                 grade: Grade | None = None
                 try:
                     if worker.load(job):
-                        pipe.send((job[0], None, clock()))
+                        pipe.send((job.ticket, None, clock()))
                 except Exception as error:
                     detail = f"cannot be loaded: {type(error).__name__}: {error}"[:300]
-                    grade = Grade(outcome="error", grader=specs[job[1]].name, detail=detail)
-                pipe.send((job[0], grade or worker.grade(job), clock()))
+                    grade = Grade(outcome="error", grader=job.spec.name, detail=detail)
+                pipe.send((job.ticket, bounded(grade or worker.grade(job)), clock()))
 
 
 def waited(process: int | str) -> float:
@@ -69,28 +81,31 @@ def clock() -> Clock:
 class Worker:
     """Builds graders when they are first needed and turns whatever they do into a Grade."""
 
-    def __init__(self, specs: list[GraderSpec], memory: int) -> None:
-        self.specs, self.memory = specs, memory
-        self.graders: dict[int, StagedGrader] = {}
-        self.warm: set[tuple[int, str]] = set()
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.graders: OrderedDict[Hashable, tuple[StagedGrader, set[str]]] = OrderedDict()
+        """By their spec's key, with the parts that are warm."""
 
     def load(self, job: Job) -> bool:
         """Import what the job needs; True if that was not done before."""
-        _, index, part, _ = job
-        if (index, part) in self.warm:
+        held = self.graders.get(job.spec.key)
+        if held is None:
+            held = self.graders[job.spec.key] = build(job.spec), set()
+            if len(self.graders) > GRADERS:
+                self.graders.popitem(last=False)
+        self.graders.move_to_end(job.spec.key)
+        grader, warm = held
+        if job.part in warm:
             return False
-        if index not in self.graders:
-            self.graders[index] = build(self.specs[index])
-        self.graders[index].warm(part)
-        self.warm.add((index, part))
+        grader.warm(job.part)
+        warm.add(job.part)
         return True
 
     def grade(self, job: Job) -> Grade:
         """The grade of one check; an exception is an `error` grade."""
-        _, index, _, args = job
-        grader = self.graders[index]
+        grader, _ = self.graders[job.spec.key]
         try:
-            return grader.check(*args)
+            return grader.check(*job.args)
         except MemoryError:
             return grader.grade("error", detail=f"more than {self.memory >> 20} MiB of memory")
         except KeyboardInterrupt:
