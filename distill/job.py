@@ -26,7 +26,7 @@ VERSIONS = {
     "grade": "2",
     "tasks": "1",
     "filter": "1",
-    "select": "2",
+    "select": "3",
     "train": "1",
     "evaluate": "1",
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from distill.schema_data import R1_INSTRUCTION, ImportSpec, Problems, SourceSpec
 from distill.section import RUNTIME, Section
@@ -145,6 +145,31 @@ class Grading(Section):
     timeout_s: float = Field(default=5.0, gt=0)
     """Hard limit per answer; a check that takes longer is killed and counted as `error`."""
     workers: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
+    combine: Literal["first", "all", "any"] = "first"
+    """Of several graders the first that decides, `correct` only if all that apply say so, or if any
+    does (docs/grading.md has the table)."""
+    by_source: dict[str, list[PartSpec]] = Field(default_factory=dict)
+    """Source -> the graders of its problems, instead of `graders`. A problem's own come first:
+    `metadata["grader"]`."""
+
+    @model_validator(mode="after")
+    def _rules_by_source(self) -> Grading:
+        for source, parts in self.by_source.items():
+            if not parts:
+                raise ValueError(f"by_source: '{source}' has no grader; leave it out for `graders`")
+            if any(part.name == "judge" for part in parts):
+                raise ValueError(
+                    f"by_source: '{source}' names a judge, which is asked about what the rules of "
+                    "all sources left open: name it last in graders"
+                )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """As of any section; what is not used is left out, so that it changes nothing."""
+        plain = super().identity()
+        unused = {"combine"} if self.combine == "first" else set()
+        unused |= set() if self.by_source else {"by_source"}
+        return {key: value for key, value in plain.items() if key not in unused}
 
 
 DEFAULT_FILTERS = [
@@ -159,24 +184,48 @@ DEFAULT_FILTERS = [
 
 
 class Selection(Section):
-    """Which of the kept traces are trained on."""
+    """Which of the kept traces are trained on (docs/selection.md)."""
 
     per_problem: int = Field(default=1, ge=1)
-    by: Literal["shortest", "longest", "random"] = "random"
+    by: Literal["shortest", "longest", "random", "different", "judge"] = "random"
+    """Which of a problem's traces: `shortest` of n is Kimi k1.5's (arXiv 2501.12599), `different`
+    the least alike, `judge` those with the highest score of their grade."""
+    per_source: Count | dict[str, Count] | None = None
+    """At most so many examples of every source, or of the sources named."""
     max_examples: int | None = Field(default=None, ge=1)
     mix: dict[str, float] = Field(default_factory=dict)
     """Source -> its share of the examples (numbers below 1 that sum to 1), or source -> at most so
     many examples of it (whole numbers). R1: `{reasoning: 0.75, general: 0.25}` (v1, 2.3.3)."""
+    balance: Literal["r1"] | dict[str, float] = Field(default_factory=dict)
+    """The same by domain of the problems; `r1`: the shares of R1's own data (v2, Table 5)."""
+    fill: bool = False
+    """What cannot give its share gives all it has, and the others fill up to `max_examples`."""
+    validation: float = Field(default=0, ge=0)
+    """Share of the chosen problems that is kept from training, or (1 and more) their number."""
 
-    @model_validator(mode="after")
-    def _shares_or_counts(self) -> Selection:
-        values = self.mix.values()
+    @field_validator("mix", "balance")
+    @classmethod
+    def _shares_or_counts(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value.values() if isinstance(value, dict) else ()
         shares = all(0 < v < 1 for v in values) and abs(sum(values) - 1) < 1e-3
         counts = all(v >= 1 and v == int(v) for v in values)
         if values and not shares and not counts:
             raise ValueError(
-                "mix holds shares below 1 that sum to 1, or whole numbers of examples; "
-                f"found {dict(self.mix)}"
+                f"{info.field_name} holds shares below 1 that sum to 1, or whole numbers of "
+                f"examples; found {dict(value)}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Selection:
+        if self.mix and self.balance:
+            raise ValueError("give mix (by source) or balance (by domain), not both")
+        if self.fill and not (self.max_examples and (self.mix or self.balance)):
+            raise ValueError("fill needs shares in mix or balance, and max_examples to fill up to")
+        if self.validation >= 1 and self.validation != int(self.validation):
+            raise ValueError(
+                "validation is a share below 1 or a whole number of problems; "
+                f"found {self.validation:g}"
             )
         return self
 

@@ -1,24 +1,22 @@
 """The select step: which of the kept traces are trained on, written as the data set.
 
-Every choice is made by a hash of the seed and the trace's own key, so that it depends on no
-other trace: adding problems or changing a filter moves nothing that is not concerned.
+`distill/choose.py` makes the choice; this module reads the files and writes them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from distill.choose import Candidate, Choice, choose, draw, for_validation
 from distill.errors import DataError
 from distill.export import Columns, write_parquet
 from distill.filter.text import CHARS_PER_TOKEN
-from distill.mix import by_share, quotas
 from distill.records import (
     Example,
     Problem,
@@ -39,20 +37,11 @@ COLUMNS: Columns = {
     "messages": ("role", "content"),
     "source": "text",
 }
+SPLITS = {"train": "dataset", "validation": "validation"}
+"""Name of a split -> name of its files; `dataset.jsonl` is what is trained on."""
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A kept trace: its key, its length in tokens (estimated where nobody counted them) and the
-    byte at which its line starts in the file of traces.
-    """
-
-    problem_id: str
-    index: int
-    tokens: int
-    counted: bool
-    offset: int
-    source: str = ""
+HELD_BACK = "in the validation split"
+"""The reason of a final verdict that keeps a trace without training on it."""
 
 
 def select_traces(
@@ -65,132 +54,72 @@ def select_traces(
     verdicts: Path,
     out: Path,
 ) -> None:
-    """Choose up to `per_problem` kept traces of each problem and write the data set.
+    """Choose among the kept traces and write the data set.
 
-    Writes `dataset.jsonl` (Example rows in a shuffled, fixed order), `dataset.parquet` (the
-    same rows), `verdicts.jsonl` (final, one per trace) and `summary.json`. The same input gives
-    the same bytes. Raises DataError where nothing is left to train on.
+    Writes `dataset.jsonl` (Example rows in an order shuffled by the seed), `dataset.parquet` (the
+    same rows), with `validation` also `validation.jsonl` and `.parquet`, `verdicts.jsonl` (final,
+    one per trace) and `summary.json`. The same input gives the same bytes. `grades` is read for
+    `by: judge` alone. Raises DataError where nothing is left to train on.
     """
     start = time.monotonic()
     asked = {p.id: p for p in read_records(Problem, problems)}
-    best = best_of(_candidates(asked, traces, verdicts), config, seed)
-    if not best:
-        raise _nothing_left(verdicts)
-    chosen = mixed(best, config, seed)
-    chosen.sort(key=lambda c: _draw(seed, "shuffle", c.problem_id, c.index))
-    out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "dataset.jsonl", _examples(chosen, asked, traces))
-    write_parquet(out / "dataset.parquet", read_jsonl(out / "dataset.jsonl"), COLUMNS)
-    write_jsonl(out / "verdicts.jsonl", _final(verdicts, best, chosen, config))
-    summary = _summary(out / "verdicts.jsonl", asked, chosen)
-    if config.mix:
-        summary["mix"] = mix_summary(best, chosen, config)
-        summary["notes"] += mix_notes(summary["mix"], config)
+    scores = read_jsonl(grades) if config.by == "judge" else None
+    with traces.open("rb") as file:
+        choice = choose(
+            _candidates(asked, traces, verdicts, scores),
+            config,
+            seed,
+            texts=lambda c: _trace(file, c).text,
+        )
+        chosen = choice.chosen
+        if not chosen:
+            raise _nothing_left(verdicts)
+        held = for_validation({c.problem_id for c in chosen}, config.validation)
+        chosen.sort(key=lambda c: draw(seed, "shuffle", c.problem_id, c.index))
+        splits = {
+            "train": [c for c in chosen if c.problem_id not in held],
+            "validation": [c for c in chosen if c.problem_id in held],
+        }
+        _check_split(splits, config)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, some in splits.items():
+            if some:
+                rows = out / f"{SPLITS[name]}.jsonl"
+                write_jsonl(rows, _examples(some, asked, file))
+                write_parquet(out / f"{SPLITS[name]}.parquet", read_jsonl(rows), COLUMNS)
+    write_jsonl(out / "verdicts.jsonl", _final(verdicts, choice, held))
+    summary = _summary(out / "verdicts.jsonl", asked, choice, splits)
+    if choice.shares:
+        summary["mix" if config.mix else "balance"] = choice.shares
+    if config.validation and not splits["validation"]:
+        summary["notes"].append(
+            f"none of {summary['problems']} problems fell into the validation share"
+        )
     summary["seconds"] = round(time.monotonic() - start, 3)
     write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
 
-def choose(candidates: Iterable[Candidate], config: Selection, seed: int) -> list[Candidate]:
-    """The candidates to train on: the best of each problem, mixed over the sources."""
-    return mixed(best_of(candidates, config, seed), config, seed)
-
-
-def best_of(
-    candidates: Iterable[Candidate], config: Selection, seed: int
-) -> dict[str, list[Candidate]]:
-    """Up to `per_problem` candidates of each problem, in the order of the problems.
-
-    Ties of `shortest` and `longest` go to the smaller sample index.
-    """
-    groups: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        groups[candidate.problem_id].append(candidate)
-    order = {
-        "shortest": lambda c: (c.tokens, c.index),
-        "longest": lambda c: (-c.tokens, c.index),
-        "random": lambda c: (_draw(seed, "sample", c.problem_id, c.index), c.index),
-    }[config.by]
-    return {
-        key: sorted(group, key=order)[: config.per_problem] if len(group) > 1 else group
-        for key, group in groups.items()
-    }
-
-
-def mixed(best: Mapping[str, Sequence[Candidate]], config: Selection, seed: int) -> list[Candidate]:
-    """What `mix` and `max_examples` leave of `best`.
-
-    They keep whole problems in the order of their hash, so that a larger number only adds; the
-    last problem of a source may lose some of its traces.
-    """
-    if config.max_examples is None and not config.mix:
-        return [c for group in best.values() for c in group]
-    by_hash = sorted(best, key=lambda key: _draw(seed, "problem", key))
-    chosen = [c for key in by_hash for c in best[key]]
-    if config.mix:
-        room = quotas(Counter(c.source for c in chosen), config.mix, config.max_examples)
-        taken: Counter[str] = Counter()
-        kept = []
-        for candidate in chosen:
-            taken[candidate.source] += 1
-            if taken[candidate.source] <= room[candidate.source]:
-                kept.append(candidate)
-        chosen = kept
-    return chosen[: config.max_examples]
-
-
-def mix_summary(
-    best: Mapping[str, Sequence[Candidate]], chosen: Sequence[Candidate], config: Selection
-) -> dict[str, dict[str, float | None]]:
-    """For each source what was wanted (None: not named), there to be had, and taken."""
-    available = Counter(c.source for group in best.values() for c in group)
-    taken = Counter(c.source for c in chosen)
-    return {
-        name: {
-            "wanted": config.mix.get(name),
-            "available": available[name],
-            "selected": taken[name],
-        }
-        for name in [*config.mix, *sorted(available.keys() - config.mix.keys())]
-    }
-
-
-def mix_notes(mix: Mapping[str, Mapping[str, Any]], config: Selection) -> list[str]:
-    """What a reader must know about a mix that did not come out as written."""
-    if not by_share(config.mix):
-        return [
-            f"source '{name}' gave {row['available']:,} of the {int(row['wanted']):,} examples "
-            "that the mix wants"
-            for name, row in mix.items()
-            if row["wanted"] and row["available"] < row["wanted"]
-        ]
-    notes = [
-        f"source '{name}' has no share in the mix: its {row['available']:,} examples were left out"
-        for name, row in mix.items()
-        if not row["wanted"]
-    ]
-    scarce = [n for n, row in mix.items() if row["wanted"] and row["selected"] == row["available"]]
-    left = sum(row["available"] - row["selected"] for row in mix.values() if row["wanted"])
-    if scarce and left:
-        notes.append(
-            f"the mix is as large as source '{scarce[0]}' allows: {left:,} examples of the others "
-            "were left out"
+def _check_split(splits: Mapping[str, Sequence[Candidate]], config: Selection) -> None:
+    if not splits["train"]:
+        problems = len({c.problem_id for c in splits["validation"]})
+        raise DataError(
+            f"all {problems} problems fall into the validation split",
+            f"select.validation is {config.validation:g}: lower it, or add problems",
         )
-    return notes
-
-
-def _draw(seed: int, *what: object) -> bytes:
-    """A reproducible random number for one thing, independent of all others."""
-    return hashlib.sha256("\0".join(map(str, (seed, *what))).encode()).digest()
 
 
 def _candidates(
-    problems: Mapping[str, Problem], traces: Path, verdicts: Path
+    problems: Mapping[str, Problem],
+    traces: Path,
+    verdicts: Path,
+    scores: Iterator[dict[str, Any]] | None,
 ) -> Iterator[Candidate]:
-    """The kept traces. Verdicts and traces stand in the same order."""
+    """The kept traces. Verdicts, grades and traces stand in the same order."""
     rows = _lines(traces)
     for verdict in read_records(Verdict, verdicts):
         offset, row = next(rows, (0, {}))
-        if (row.get("problem_id"), row.get("index")) != (verdict.problem_id, verdict.index):
+        key = (verdict.problem_id, verdict.index)
+        if (row.get("problem_id"), row.get("index")) != key:
             raise DataError(
                 f"{verdicts} does not fit {traces}: verdict on sample {verdict.index} of problem "
                 f"{verdict.problem_id} where the trace is sample {row.get('index')} of "
@@ -202,12 +131,25 @@ def _candidates(
                 f"sample {verdict.index} of problem {verdict.problem_id} has no problem",
                 "traces and problems belong to different runs",
             )
+        grade = next(scores, {}) if scores else {}
+        if scores and (grade.get("problem_id"), grade.get("index")) != key:
+            raise DataError(
+                f"there is no grade of sample {verdict.index} of problem {verdict.problem_id} "
+                "where select.by: judge wants its score",
+                "grade the traces again",
+            )
         if verdict.kept:
             counted = int(row.get("completion_tokens") or 0)
-            tokens = counted or round(len(row.get("text", "")) / CHARS_PER_TOKEN)
-            source = problems[verdict.problem_id].source
+            problem = problems[verdict.problem_id]
             yield Candidate(
-                verdict.problem_id, verdict.index, tokens, bool(counted), offset, source
+                problem.id,
+                verdict.index,
+                counted or round(len(row.get("text", "")) / CHARS_PER_TOKEN),
+                bool(counted),
+                offset,
+                problem.source,
+                str(problem.metadata.get("domain") or "").strip().lower(),
+                float(grade.get("score") or 0),
             )
     if next(rows, None) is not None:
         raise DataError(f"{traces} has more traces than {verdicts} verdicts", "filter them again")
@@ -223,49 +165,41 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             offset += len(raw)
 
 
+def _trace(file: IO[bytes], candidate: Candidate) -> Trace:
+    file.seek(candidate.offset)
+    return from_row(Trace, json.loads(file.readline()))
+
+
 def _examples(
-    chosen: Sequence[Candidate], problems: dict[str, Problem], traces: Path
+    chosen: Sequence[Candidate], problems: Mapping[str, Problem], file: IO[bytes]
 ) -> Iterator[Example]:
     """The examples in the order of `chosen`, each trace read from its place in the file."""
-    with traces.open("rb") as file:
-        for candidate in chosen:
-            file.seek(candidate.offset)
-            trace = from_row(Trace, json.loads(file.readline()))
-            problem = problems[candidate.problem_id]
-            yield Example(
-                problem_id=problem.id,
-                index=trace.index,
-                messages=(*problem.messages, {"role": "assistant", "content": trace.text}),
-                source=problem.source,
-            )
+    for candidate in chosen:
+        trace, problem = _trace(file, candidate), problems[candidate.problem_id]
+        yield Example(
+            problem_id=problem.id,
+            index=trace.index,
+            messages=(*problem.messages, {"role": "assistant", "content": trace.text}),
+            source=problem.source,
+        )
 
 
-def _final(
-    verdicts: Path,
-    best: Mapping[str, Sequence[Candidate]],
-    chosen: Sequence[Candidate],
-    config: Selection,
-) -> Iterator[Verdict]:
+def _final(verdicts: Path, choice: Choice, held: set[str]) -> Iterator[Verdict]:
     """All verdicts; a kept trace that was not chosen is dropped by `select`."""
-    keys = {(c.problem_id, c.index) for c in chosen}
-    among = {(c.problem_id, c.index): c.source for group in best.values() for c in group}
-    taken = Counter(c.source for c in chosen)
-    limit = f", at most {config.max_examples} examples" if config.max_examples else ""
     for verdict in read_records(Verdict, verdicts):
-        key = (verdict.problem_id, verdict.index)
-        if verdict.kept and key not in keys:
-            source = among.get(key)
-            if source is not None and config.mix:
-                reason = f"not among the {taken[source]} examples of '{source}' in the mix{limit}"
-            else:
-                per = f"{config.per_problem} chosen per problem ({config.by})"
-                reason = f"not among the {per}{limit}"
+        reason = choice.reasons.get((verdict.problem_id, verdict.index))
+        if reason is not None:
             verdict = replace(verdict, kept=False, filter="select", reason=reason)
+        elif verdict.kept and verdict.problem_id in held:
+            verdict = replace(verdict, reason=HELD_BACK)
         yield verdict
 
 
 def _summary(
-    verdicts: Path, problems: dict[str, Problem], chosen: Sequence[Candidate]
+    verdicts: Path,
+    problems: Mapping[str, Problem],
+    choice: Choice,
+    splits: Mapping[str, Sequence[Candidate]],
 ) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = defaultdict(Counter)
@@ -278,10 +212,11 @@ def _summary(
         counts["selected"] += verdict.kept
         if not verdict.kept:
             dropped[verdict.filter] += 1
+    chosen = choice.chosen
     solved = {c.problem_id for c in chosen}
     for key in solved:
         sources[problems[key].source]["problems"] += 1
-    notes = []
+    notes = list(choice.notes)
     sizes = [c.tokens for c in chosen]
     unknown = sum(not c.counted for c in chosen)
     if unknown:
@@ -295,10 +230,21 @@ def _summary(
         "selected": len(chosen),
         "problems": len(solved),
         "dropped": dict(dropped.most_common()),
+        "left_out": dict(choice.left_out),
         "tokens": sum(sizes),
         "token_quantiles": quantiles(sizes),
         "by_source": {name: dict(counts) for name, counts in sorted(sources.items())},
+        "by_domain": dict(sorted(Counter(c.domain for c in chosen).items())),
+        "splits": {name: _split(some) for name, some in splits.items()},
         "notes": notes,
+    }
+
+
+def _split(some: Sequence[Candidate]) -> dict[str, int]:
+    return {
+        "examples": len(some),
+        "problems": len({c.problem_id for c in some}),
+        "tokens": sum(c.tokens for c in some),
     }
 
 

@@ -16,7 +16,8 @@ from distill.errors import DataError
 from distill.mix import by_share, quotas
 from distill.records import Example, Problem, Trace, Verdict, read_records, write_jsonl
 from distill.schema import Selection
-from distill.select import Candidate, choose, select_traces
+from distill.choose import Candidate, choose
+from distill.select import select_traces
 
 NAMES = ("a", "b", "c")
 
@@ -85,18 +86,18 @@ def test_counts_bind_the_sources_that_are_named() -> None:
         "b": 20,
         "c": 5,
     }
-    chosen = choose(candidates(a=50, b=50), Selection(mix={"b": 20}, per_problem=2), 0)
+    chosen = choose(candidates(a=50, b=50), Selection(mix={"b": 20}, per_problem=2), 0).chosen
     assert counts(chosen) == {"a": 100, "b": 20}
     assert len({c.problem_id for c in chosen if c.source == "b"}) == 10
 
 
 def test_a_larger_share_only_adds_and_the_seed_decides() -> None:
     pool = candidates(a=40, b=40)
-    few = choose(pool, Selection(mix={"a": 10, "b": 20}), 1)
-    more = choose(pool, Selection(mix={"a": 15, "b": 20}), 1)
+    few = choose(pool, Selection(mix={"a": 10, "b": 20}), 1).chosen
+    more = choose(pool, Selection(mix={"a": 15, "b": 20}), 1).chosen
     assert set(few) < set(more)
-    assert choose(pool, Selection(mix={"a": 10, "b": 20}), 1) == few
-    assert set(choose(pool, Selection(mix={"a": 10, "b": 20}), 2)) != set(few)
+    assert choose(pool, Selection(mix={"a": 10, "b": 20}), 1).chosen == few
+    assert set(choose(pool, Selection(mix={"a": 10, "b": 20}), 2).chosen) != set(few)
 
 
 def select(folder: Path, **config: Any) -> tuple[dict[str, Any], list[Verdict], list[Example]]:
@@ -138,15 +139,15 @@ def test_what_the_mix_leaves_out_is_a_verdict_and_a_note(tmp_path: Path) -> None
     assert len(dropped) == 82 - 32
     assert {v.filter for v in dropped} == {"select"}
     reasons = Counter(v.reason for v in dropped)
-    assert reasons["not among the 24 examples of 'reasoning' in the mix"] == 6
-    assert reasons["not among the 0 examples of 'other' in the mix"] == 3
+    assert reasons["not among the 24 examples of source 'reasoning' (mix)"] == 6
+    assert reasons["not among the 0 examples of source 'other' (mix)"] == 3
     assert reasons["not among the 1 chosen per problem (random)"] == 41
     notes = " / ".join(summary["notes"])
-    assert "source 'other' has no share in the mix: its 3 examples were left out" in notes
+    assert "source 'other' has no share: its 3 examples were left out" in notes
     assert "as large as source 'general' allows: 6 examples of the others" in notes
 
 
 def test_a_count_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     summary, _, examples = select(tmp_path, mix={"reasoning": 12, "general": 200})
     assert Counter(e.source for e in examples) == {"reasoning": 12, "general": 8, "other": 3}
-    assert "source 'general' gave 8 of the 200 examples that the mix wants" in summary["notes"]
+    assert "source 'general' gave 8 of the 200 examples that are wanted of it" in summary["notes"]

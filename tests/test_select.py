@@ -12,7 +12,8 @@ import pytest
 from distill.errors import DataError
 from distill.records import Example, Problem, Trace, Verdict, read_jsonl, read_records, write_jsonl
 from distill.schema import Selection
-from distill.select import Candidate, choose, quantiles, select_traces
+from distill.choose import Candidate, choose
+from distill.select import quantiles, select_traces
 
 
 def write_inputs(folder: Path, problems: int = 12, n: int = 4, **trace: Any) -> None:
@@ -91,7 +92,12 @@ def test_funnel_adds_up_to_the_last_trace(tmp_path: Path) -> None:
     assert summary["kept"] == 36
     assert summary["problems"] == 7
     assert sum(s["selected"] for s in summary["by_source"].values()) == 7
-    assert "at most 7 examples" in next(v.reason for v in final if v.filter == "select")
+    assert summary["left_out"] == {"per_problem": 24, "max_examples": 5}
+    reasons = {v.reason for v in final if v.filter == "select"}
+    assert reasons == {
+        "not among the 1 chosen per problem (random)",
+        "not among the 7 examples (max_examples)",
+    }
     traces = {(t.problem_id, t.index): t for t in read_records(Trace, tmp_path / "traces.jsonl")}
     assert summary["tokens"] == sum(traces[key].completion_tokens for key in kept)
 
@@ -107,15 +113,19 @@ def test_same_input_gives_the_same_bytes_and_seeds_differ(tmp_path: Path) -> Non
         assert first == second != other
 
 
+def chosen(pool: list[Candidate], config: Selection, seed: int) -> list[Candidate]:
+    return choose(pool, config, seed).chosen
+
+
 def candidate(problem: str, index: int, size: int = 1) -> Candidate:
     return Candidate(problem, index, size, True, 0)
 
 
 def test_shortest_and_longest_with_ties() -> None:
     group = [candidate("p", i, size) for i, size in enumerate((30, 10, 20, 10, 30))]
-    picked = choose(group, Selection(per_problem=3, by="shortest"), 0)
+    picked = chosen(group, Selection(per_problem=3, by="shortest"), 0)
     assert [c.index for c in picked] == [1, 3, 2]
-    picked = choose(group, Selection(per_problem=2, by="longest"), 0)
+    picked = chosen(group, Selection(per_problem=2, by="longest"), 0)
     assert [c.index for c in picked] == [0, 4]
 
 
@@ -123,17 +133,17 @@ def test_random_choice_does_not_depend_on_other_problems() -> None:
     config = Selection(per_problem=2, by="random")
     own = [candidate("p", i) for i in range(8)]
     others = [candidate(f"q{i}", j) for i in range(20) for j in range(8)]
-    alone = {c.index for c in choose(own, config, 5)}
-    among = {c.index for c in choose([*others, *own], config, 5) if c.problem_id == "p"}
+    alone = {c.index for c in chosen(own, config, 5)}
+    among = {c.index for c in chosen([*others, *own], config, 5) if c.problem_id == "p"}
     assert alone == among
-    spread = {c.index for seed in range(40) for c in choose(own, config, seed)}
+    spread = {c.index for seed in range(40) for c in chosen(own, config, seed)}
     assert spread == set(range(8))
 
 
 def test_max_examples_keeps_a_stable_set_of_problems() -> None:
     pool = [candidate(f"p{i}", 0) for i in range(50)]
-    ten = {c.problem_id for c in choose(pool, Selection(max_examples=10), 0)}
-    twenty = {c.problem_id for c in choose(pool, Selection(max_examples=20), 0)}
+    ten = {c.problem_id for c in chosen(pool, Selection(max_examples=10), 0)}
+    twenty = {c.problem_id for c in chosen(pool, Selection(max_examples=20), 0)}
     assert len(ten) == 10
     assert ten < twenty
 
