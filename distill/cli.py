@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--parquet", metavar="FILE", help="where `pool` writes its traces")
     make.add_argument("--form", choices=("messages", "sharegpt"), default="messages")
     make.add_argument("--json", action="store_true", help="machine-readable output")
+    make.add_argument("--explain", action="store_true", help="`filter`: what each one dropped")
     make.add_argument("--rehearse", action="store_true", help="few problems, full lengths, no run")
     make.add_argument("--from", dest="source", metavar="RUN", help="`plan`: its pass rates")
     make.add_argument("--tokens-per-second", type=float, metavar="X", help="`plan`: says hours")
