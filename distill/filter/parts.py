@@ -14,9 +14,13 @@ from distill.filter import KNOWN
 from distill.records import Grade, Problem, Trace
 from distill.resolve import code_version, resolve
 from distill.schema import PartSpec
+from distill.thinking import sanitise
 
 Item = tuple[Problem, Trace, Grade]
 Call = Callable[[Problem, Trace, Grade], str | None]
+
+MAX_REASON = 1000
+"""Characters of a reason that are kept."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,41 @@ class Part:
 
     label: str
     call: Call
+    own: bool = False
+    """True for a filter that is not one of ours: it may hang, or end its process."""
 
     @property
     def needs_corpus(self) -> bool:
         """True if it wants to see all traces before it judges the first."""
         return hasattr(self.call, "prepare")
 
+    @property
+    def sees_all(self) -> bool:
+        """True if it is prepared with all traces, not only with those that reached it."""
+        return bool(getattr(self.call, "sees_all", False))
+
+    @property
+    def has_state(self) -> bool:
+        """True if it was shown something before it judges the first trace."""
+        return self.needs_corpus or hasattr(self.call, "begin")
+
+    @property
+    def measures(self) -> bool:
+        """True if it has numbers of each trace to tell."""
+        return hasattr(self.call, "measure")
+
+    def measure(self, item: Item) -> Mapping[str, float]:
+        """The numbers of one trace, by name."""
+        found: Mapping[str, float] = self.call.measure(*item[:2])  # type: ignore[attr-defined]
+        return found
+
     def judge(self, item: Item) -> str | None:
         """None, or the reason. Raises TypeError for anything that is neither."""
         reason = self.call(*item)
-        if reason is None or isinstance(reason, str):
-            return reason
+        if reason is None:
+            return None
+        if isinstance(reason, str):
+            return sanitise(reason[:MAX_REASON])[0]
         raise TypeError(
             f"a filter returns None to keep a trace or a reason (str), not {type(reason).__name__}"
         )
@@ -53,7 +81,8 @@ def build(filters: Sequence[PartSpec], folder: Path) -> list[Part]:
         used = sum(part.label.partition("#")[0] == spec.name for part in parts)
         label = f"{spec.name}#{used + 1}" if used else spec.name
         found = resolve(spec.name, KNOWN, what="filter", folder=folder)
-        parts.append(Part(label, _with_params(found, spec.name, spec.params)))
+        made = _with_params(found, spec.name, spec.params)
+        parts.append(Part(label, made, spec.name not in KNOWN))
     return parts
 
 

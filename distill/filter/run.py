@@ -1,37 +1,37 @@
-"""The filter step: every trace meets the filters in order, the first that objects drops it."""
+"""The filter step: every trace meets the filters in order, the first that objects drops it.
+
+Filters that look at one trace alone are asked in one pass over the corpus, each that compares
+traces in a pass of its own, after it was prepared. Passes run in worker processes (`parallel`)
+unless the corpus is small; `ledger` adds up who objected to what.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from distill.errors import DataError, DistillError
+from distill.errors import DistillError
+from distill.filter.asking import Answers, Question, ask_block
+from distill.filter.ledger import MAX_ERROR_SHARE, Ledger
+from distill.filter.parallel import FilterPool, default_workers
 from distill.filter.parts import Item, Part, build, filters_identity
+from distill.filter.reading import Block, Files, ProblemFile, blocks, read_block, read_items
+from distill.filter.worker import Setting, pickle_questions
 from distill.progress import Progress
-from distill.records import (
-    Grade,
-    Problem,
-    Trace,
-    Verdict,
-    from_row,
-    read_jsonl,
-    read_records,
-    write_jsonl,
-)
+from distill.records import Problem, read_records, write_jsonl
 from distill.schema import PartSpec
 from distill.step import write_atomically
 
 log = logging.getLogger(__name__)
 
-MAX_ERROR_SHARE = 0.01
-EXAMPLES = 3
+SMALL = 8 << 20
+"""Bytes of traces that are judged before two workers would have started."""
 
 __all__ = ["filter_traces", "filters_identity", "read_items"]
 
@@ -45,164 +45,149 @@ def filter_traces(
     out: Path,
     *,
     folder: Path,
+    workers: int | None = None,
 ) -> None:
     """Judge all traces; write `verdicts.jsonl` (in the order of the traces) and `summary.json`.
 
     `grades` holds one row per trace in the same order; `eval_files` are the Problem files of
-    the evaluation tasks, named `<task>.jsonl`. A filter that raises on a trace drops it with
-    the reason `error: ...`. Raises DataError for files that do not fit together and
-    DistillError where a filter raises on more than 1% of the traces.
+    the evaluation tasks, named `<task>.jsonl`. `workers` is the number of processes, 0 for none;
+    by default as many as processors, or none for a small corpus judged by our own filters. The
+    result does not depend on it. A filter that raises on a trace drops it with the reason
+    `error: ...`. Raises DataError for files that do not fit together and DistillError where a
+    filter raises on more than 1% of the traces.
     """
     start = time.monotonic()
-    asked = {p.id: p for p in read_records(Problem, problems)}
     tasks = {path.stem: list(read_records(Problem, path)) for path in eval_files}
-    tally = _Tally()
-    chain, alone = build(filters, folder), build(filters, folder)
-    for part in (*chain, *alone):
-        if hasattr(part.call, "begin"):
-            part.call.begin(asked, tasks)
-
-    def items() -> Iterator[Item]:
-        return read_items(asked, traces, grades)
-
-    groups = _groups(chain)
-    with Progress("filter", len(groups) * _count_lines(grades), "judged") as progress:
-        for group in groups:
-            _judge(group, chain, alone, tally, items, progress)
-            tally.check_errors()
-    for note in tally.notes():
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        spill = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".filter-", dir=out)))
+        files = Files(problems, traces, grades)
+        chain = build(filters, folder)
+        if workers is None:
+            small = traces.stat().st_size < SMALL and not any(part.own for part in chain)
+            workers = 0 if small else default_workers()
+        asked = ProblemFile(problems, spill / "problems.npy")
+        stack.callback(asked.close)
+        corpus = _Corpus(files, asked, blocks(files))
+        ledger = Ledger([part.label for part in chain], spill)
+        stack.callback(ledger.close)
+        ledger.total = corpus.size
+        for part in chain:
+            _begin(part, asked, tasks)
+        run = _Run(filters, folder, chain, corpus, ledger, spill)
+        if workers:
+            most = max(1, MAX_ERROR_SHARE * corpus.size)
+            setting = Setting(filters, folder, files, spill / "problems.npy", spill)
+            run.pool = stack.enter_context(FilterPool(setting, chain, workers=workers, most=most))
+        run.all(lambda part: _begin(part, asked, tasks))
+        verdicts = write_jsonl(out / "verdicts.jsonl", ledger.verdicts())
+    own_notes = [note for part in chain for note in getattr(part.call, "notes", [])]
+    for note in ledger.notes():
         log.warning(note)
-    verdicts = write_jsonl(out / "verdicts.jsonl", tally.verdicts(items()))
-    notes = [note for part in chain for note in getattr(part.call, "notes", [])]
-    summary = tally.summary(chain, verdicts) | {
+    assert verdicts == corpus.size
+    summary = ledger.summary() | {
         "seconds": round(time.monotonic() - start, 3),
-        "notes": notes + tally.notes(),
+        "notes": own_notes + ledger.notes(),
     }
     write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
 
-def read_items(problems: Mapping[str, Problem], traces: Path, grades: Path) -> Iterator[Item]:
-    """Traces with their problem and grade, in the order of the traces.
+@dataclass(frozen=True)
+class _Corpus:
+    """The traces, as blocks of their file, with what they belong to."""
 
-    Raises DataError where a grade or a problem is missing or belongs to another trace.
-    """
-    rows = read_jsonl(grades)
-    for trace in read_records(Trace, traces):
-        row = next(rows, None)
-        where = f"sample {trace.index} of problem {trace.problem_id}"
-        if row is None or (row.get("problem_id"), row.get("index")) != (
-            trace.problem_id,
-            trace.index,
-        ):
-            found = "no further grade" if row is None else f"a grade of {row.get('problem_id')}"
-            raise DataError(f"{grades}: {found} where {where} stands", "grade the traces again")
-        if trace.problem_id not in problems:
-            raise DataError(f"{traces}: {where} has no problem", "the files belong to other runs")
-        yield problems[trace.problem_id], trace, from_row(Grade, row)
+    files: Files
+    problems: ProblemFile
+    blocks: list[Block]
+
+    @property
+    def size(self) -> int:
+        return sum(block.count for block in self.blocks)
+
+    def stream(self, reached: Callable[[Block], bytes] | None = None) -> Iterator[Item]:
+        """All items in order, or those that `reached` says."""
+        for block in self.blocks:
+            wanted = reached(block) if reached else None
+            for _, item in read_block(self.problems, self.files, block, wanted):
+                yield item
 
 
 @dataclass
-class _Tally:
-    """Who objected to what. Positions count the traces from 0, in the order of the file."""
+class _Run:
+    """The passes over the corpus."""
 
-    traces: int = 0
-    objections: dict[int, tuple[str, str]] = field(default_factory=dict)
-    solo: Counter[str] = field(default_factory=Counter)
-    errors: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
-    sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    filters: list[PartSpec]
+    folder: Path
+    chain: list[Part]
+    corpus: _Corpus
+    ledger: Ledger
+    spill: Path
+    pool: FilterPool | None = None
+    _passes: int = field(default=0)
 
-    def object(self, position: int, part: Part, item: Item, reason: str) -> None:
-        self.objections[position] = (part.label, reason)
-        if len(self.examples[part.label]) < EXAMPLES:
-            trace = item[1]
-            self.examples[part.label].append(
-                {"problem_id": trace.problem_id, "index": trace.index, "reason": reason}
+    def all(self, begin: Callable[[Part], None]) -> None:
+        """First those that see one trace alone, then the others in the order of the chain."""
+        alone = [Question(n, part) for n, part in enumerate(self.chain) if not part.needs_corpus]
+        here = [q for q in alone if q.part.has_state and not self._can_travel(q)]
+        later = [n for n, part in enumerate(self.chain) if part.needs_corpus]
+        later = sorted(later + [q.number for q in here])
+        total = (1 + len(later)) * self.corpus.size
+        with Progress("filter", total, "judged") as progress:
+            first = [question for question in alone if question not in here]
+            for block, answers in self._ask(first, None):
+                self.ledger.enter_first(block, answers)
+                progress.update(block.count, dropped=self.ledger.dropped)
+            for number in later:
+                question = self._prepared(number, begin)
+                reached = self._reached(number)
+                for block, answers in self._ask([question], reached):
+                    self.ledger.enter(number, block, answers)
+                    progress.update(block.count, dropped=self.ledger.dropped)
+
+    def _prepared(self, number: int, begin: Callable[[Part], None]) -> Question:
+        """A filter that has seen what reached it, and one that has seen everything.
+
+        They are the same where both saw the same.
+        """
+        part = self.chain[number]
+        if not part.needs_corpus:
+            return Question(number, part)
+        if part.sees_all or not self.ledger.dropped:
+            _prepare(part, self.corpus.stream())
+            return Question(number, part)
+        _prepare(part, self.corpus.stream(self._reached(number)))
+        alone = build(self.filters, self.folder)[number]
+        begin(alone)
+        _prepare(alone, self.corpus.stream())
+        return Question(number, part, alone)
+
+    def _reached(self, number: int) -> Callable[[Block], bytes]:
+        return lambda block: self.ledger.reached(number, block)
+
+    def _ask(
+        self, questions: Sequence[Question], reached: Callable[[Block], bytes] | None
+    ) -> Iterator[tuple[Block, Answers]]:
+        """The answers to the questions for all blocks in order."""
+        self._passes += 1
+        path = self.spill / f"questions-{self._passes}.pickle"
+        corpus = self.corpus
+        if self.pool is not None and pickle_questions(questions, path):
+            yield from self.pool.ask(path, corpus.blocks, reached)
+            return
+        for block in corpus.blocks:
+            flags = reached(block) if reached else None
+            yield (
+                block,
+                ask_block(questions, corpus.problems, corpus.files, block, reached=flags),
             )
 
-    def check_errors(self) -> None:
-        """Raise DistillError where a filter raised on more than one trace and 1% of them."""
-        for label, found in self.errors.items():
-            if len(found) > max(1, MAX_ERROR_SHARE * self.traces):
-                raise DistillError(
-                    f"filter '{label}' raised on {len(found)} of {self.traces} traces: {found[0]}",
-                    "mend the filter; DISTILL_DEBUG=1 logs where it raised",
-                )
-
-    def verdicts(self, items: Iterable[Item]) -> Iterator[Verdict]:
-        for position, (problem, trace, _) in enumerate(items):
-            name, reason = self.objections.get(position, ("", ""))
-            self.sources[problem.source]["traces"] += 1
-            self.sources[problem.source]["kept"] += not name
-            yield Verdict(
-                problem_id=trace.problem_id,
-                index=trace.index,
-                kept=not name,
-                filter=name,
-                reason=reason,
-            )
-
-    def summary(self, chain: Sequence[Part], traces: int) -> dict[str, Any]:
-        dropped = Counter(name for name, _ in self.objections.values())
-        labels = [part.label for part in chain]
-        return {
-            "traces": traces,
-            "kept": traces - len(self.objections),
-            "dropped": {label: dropped[label] for label in labels},
-            "solo": {label: self.solo[label] for label in labels},
-            "errors": {label: len(found) for label, found in self.errors.items()},
-            "by_source": {name: dict(counts) for name, counts in sorted(self.sources.items())},
-            "examples": {label: self.examples.get(label, []) for label in labels},
-        }
-
-    def notes(self) -> list[str]:
-        return [
-            f"filter '{label}' raised on {len(found)} traces, which were dropped: {found[0]}"
-            for label, found in self.errors.items()
-        ]
+    def _can_travel(self, question: Question) -> bool:
+        return self.pool is None or pickle_questions([question], self.spill / "probe.pickle")
 
 
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def _groups(chain: Sequence[Part]) -> list[range]:
-    """Stretches of the chain that one pass over the traces can judge.
-
-    A filter that needs the corpus begins a new one: it is prepared with what reached it.
-    """
-    starts = [0, *(i for i, part in enumerate(chain) if part.needs_corpus and i), len(chain)]
-    return [range(a, b) for a, b in pairwise(starts) if b > a]
-
-
-def _judge(
-    group: range,
-    chain: Sequence[Part],
-    alone: Sequence[Part],
-    tally: _Tally,
-    items: Callable[[], Iterator[Item]],
-    progress: Progress,
-) -> None:
-    """Put all traces to one stretch of the chain, and to each of its filters by itself."""
-    first = group.start
-    if chain[first].needs_corpus:
-        reached = (x for at, x in enumerate(items()) if at not in tally.objections)
-        _prepare(chain[first], reached)
-        _prepare(alone[first], items())
-    tally.traces = 0
-    for at, item in enumerate(items()):
-        tally.traces += 1
-        for number in group:
-            part, reason = chain[number], None
-            if not part.needs_corpus or at not in tally.objections:
-                reason = _ask(part, item, tally)
-            if reason is not None and at not in tally.objections:
-                tally.object(at, part, item, reason)
-            if part.needs_corpus:
-                reason = _ask(alone[number], item, None)
-            tally.solo[part.label] += reason is not None
-        progress.update(dropped=len(tally.objections))
+def _begin(part: Part, problems: ProblemFile, tasks: dict[str, list[Problem]]) -> None:
+    if hasattr(part.call, "begin"):
+        part.call.begin(problems, tasks)
 
 
 def _prepare(part: Part, items: Iterator[Item]) -> None:
@@ -216,17 +201,3 @@ def _prepare(part: Part, items: Iterator[Item]) -> None:
             f"filter '{part.label}' raised in prepare: {type(error).__name__}: {error}",
             "mend the filter; DISTILL_DEBUG=1 logs where it raised",
         ) from error
-
-
-def _ask(part: Part, item: Item, tally: _Tally | None) -> str | None:
-    """The filter's reason; one that raises objects too, and is counted in `tally`."""
-    try:
-        return part.judge(item)
-    except Exception as error:
-        reason = f"error: {type(error).__name__}: {error}"
-        if tally is not None:
-            trace = item[1]
-            where = f"sample {trace.index} of problem {trace.problem_id}"
-            tally.errors[part.label].append(f"{reason.removeprefix('error: ')} ({where})")
-            log.debug("filter %s on %s", part.label, where, exc_info=True)
-        return reason
