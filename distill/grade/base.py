@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from distill.records import Grade, Outcome, Problem, Trace
+from distill.records import OUTCOMES, Grade, Outcome, Problem, Trace
 
 UNDECIDED: tuple[Outcome, ...] = ("unparsed", "error", "ungraded")
 """Outcomes after which the next grader of a list is asked."""
@@ -107,13 +107,17 @@ class Custom(StagedGrader):
                 "error",
                 detail=f"returned {type(result).__name__} {result!r:.80}, expected distill.Grade",
             )
+        if result.outcome not in OUTCOMES:
+            said = f"said {result.outcome!r:.80}, which is none of {', '.join(OUTCOMES)}"
+            return self.grade("error", detail=said)
+        extracted = result.extracted
         return Grade(
             outcome=result.outcome,
-            score=result.score,
-            extracted=result.extracted,
+            score=min(1.0, max(0.0, float(result.score))),
+            extracted=extracted if extracted is None else str(extracted),
             grader=result.grader or self.name,
             version=result.version or self.version,
-            detail=result.detail,
+            detail=str(result.detail),
         )
 
 

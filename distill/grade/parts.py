@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UsageError
 from distill.grade.base import Custom, StagedGrader
+from distill.records import Problem
 from distill.resolve import code_version, resolve
 from distill.schema import Grading, PartSpec
 
@@ -24,6 +26,13 @@ KNOWN = {
 
 JUDGE = "judge"
 """The grader that asks a model: a stage of its own after the others, never in a worker."""
+
+
+RECIPE_ONLY = ("code",)
+"""Graders whose parameters only a recipe may set, never a problem."""
+
+OWN = "grader"
+"""Where a problem's metadata names its own graders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +50,57 @@ class GraderSpec:
         return (self.name, self.folder, written)
 
 
-def specs_of(config: Grading, folder: Path) -> list[GraderSpec]:
+def rules_specs(config: Grading, folder: Path) -> list[GraderSpec]:
     """The recipe's graders without its judge models, in the order in which they are asked."""
-    return [
-        GraderSpec(part.name, dict(part.params), str(folder))
-        for part in config.graders
-        if part.name != JUDGE
-    ]
+    return _specs([part for part in config.graders if part.name != JUDGE], folder)
+
+
+def source_specs(config: Grading, folder: Path) -> dict[str, list[GraderSpec]]:
+    """The graders of the sources that have their own."""
+    return {source: _specs(parts, folder) for source, parts in config.by_source.items()}
+
+
+def specs_of(config: Grading, folder: Path) -> list[GraderSpec]:
+    """Each grader that the recipe names, once, without its judge models."""
+    lists = [rules_specs(config, folder), *source_specs(config, folder).values()]
+    return list({spec.key: spec for specs in lists for spec in specs}.values())
+
+
+def own_specs(problem: Problem) -> list[GraderSpec] | None:
+    """The graders that a problem names for itself in `metadata["grader"]`; None: it names none.
+
+    Written as in a recipe: `exact`, `{exact: {case: true}}` or a list of them. Only our own graders
+    may be named, and those in `RECIPE_ONLY` without parameters: a data set must not choose what is
+    imported here, nor how a program is contained. Raises UsageError.
+    """
+    named = problem.metadata.get(OWN)
+    if not named:
+        return None
+    try:
+        parts = [
+            PartSpec.model_validate(p) for p in (named if isinstance(named, list) else [named])
+        ]
+    except ValueError:
+        raise UsageError(
+            f"metadata['{OWN}'] is {named!r:.80}", "write a grader's name, or {name: {key: value}}"
+        ) from None
+    for part in parts:
+        if part.name not in KNOWN or part.name == JUDGE:
+            ours = [name for name in KNOWN if name != JUDGE]
+            raise UsageError(
+                f"metadata['{OWN}'] names {part.name!r:.60}{nearest(part.name, ours)}",
+                f"a problem may name: {', '.join(ours)}",
+            )
+        if part.params and part.name in RECIPE_ONLY:
+            raise UsageError(
+                f"metadata['{OWN}'] sets parameters of '{part.name}'",
+                "only a recipe may set them: grading.by_source",
+            )
+    return _specs(parts, Path())
+
+
+def _specs(parts: Sequence[PartSpec], folder: Path) -> list[GraderSpec]:
+    return [GraderSpec(part.name, dict(part.params), str(folder)) for part in parts]
 
 
 def rules_of(config: Grading) -> Grading:
@@ -76,12 +129,13 @@ def build(spec: GraderSpec) -> StagedGrader:
     A user's class is made with the parameters; a user's function gets them as keyword arguments.
     """
     found = resolve(spec.name, KNOWN, what="grader", folder=Path(spec.folder))
+    _check_params(spec, found)
     try:
         if inspect.isclass(found):
             made = found(**spec.params)
         else:
             made = _with(found, spec.params) if spec.params else found
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(
             f"grader '{spec.name}': {error}", "check the grader's parameters"
         ) from None
@@ -107,3 +161,27 @@ def _with(function: Callable[..., Any], params: dict[str, Any]) -> Callable[...,
         return function(problem, trace, **params)
 
     return bound
+
+
+def _check_params(spec: GraderSpec, found: Any) -> None:
+    """Raise UsageError for a parameter that the grader does not have, with the nearest it has."""
+    if not spec.params or not callable(found):
+        return
+    parameters = list(inspect.signature(found).parameters.values())
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not inspect.isclass(found):
+        known = [name for name in known if name not in {p.name for p in parameters[:2]}]
+    for name in spec.params:
+        if name not in known:
+            raise UsageError(
+                f"grader '{spec.name}' has no parameter '{name}'{nearest(name, known)}",
+                f"its parameters: {', '.join(known)}" if known else "it takes none",
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean '...'?` where a known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -213,7 +214,14 @@ class GraderPool:
         self._tickets += 1
         self._open += 1
         limit = self.timeout_s if timeout_s is None else timeout_s
-        self._queue.append(Job(self._tickets, spec, part, args, limit))
+        try:
+            packed = pickle.dumps(args, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # data may be nested deeper than anything can follow
+            detail = f"cannot be sent to a worker: {type(error).__name__}: {error}"[:300]
+            grade = Grade(outcome="error", grader=spec.name, detail=detail)
+            self._done.append((self._tickets, grade))
+        else:
+            self._queue.append(Job(self._tickets, spec, part, packed, limit))
         return self._tickets
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[int, Grade]]:

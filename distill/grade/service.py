@@ -1,29 +1,50 @@
 """The grading service: `Judge` asks a recipe's graders, with what may hang in killable workers.
 
-The grade step uses it (`run.py`), and so do the evaluation and adaptive sampling.
+Which graders judge a problem: its own (`metadata["grader"]`), else its source's
+(`grading.by_source`), else the recipe's (`grading.graders`). The grade step uses it (`run.py`),
+and so do the evaluation and adaptive sampling.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.grade.base import UNDECIDED, Check, Custom, StagedGrader
-from distill.grade.parts import build_all, specs_of
+from distill.errors import UsageError
+from distill.grade.base import Check, Custom, StagedGrader, bounded
+from distill.grade.combine import combined, decides
+from distill.grade.parts import (
+    OWN,
+    GraderSpec,
+    build,
+    own_specs,
+    rules_specs,
+    source_specs,
+    specs_of,
+)
 from distill.grade.pool import GraderPool, default_workers
 from distill.records import Grade, Problem, Trace
 from distill.schema import Grading
-
-RANK = {"ungraded": 0, "unparsed": 1, "error": 2}
-"""Which undecided grade is reported where no grader of a list decides."""
 
 WINDOW = 128
 """Traces per worker that are looked at ahead of the one that is due."""
 
 CACHE = 100_000
+"""Grades of checks that are kept for equal ones."""
+
+OWN_CACHE = 1024
+"""Graders named by problems themselves that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A grader, and what it is called by in a worker."""
+
+    spec: GraderSpec
+    grader: StagedGrader
 
 
 @dataclass(slots=True)
@@ -32,32 +53,41 @@ class _Item:
 
     problem: Problem
     trace: Trace
-    position: int = 0
-    best: Grade | None = None
+    rules: Sequence[_Rule]
+    grades: list[Grade] = field(default_factory=list)
     done: bool = False
 
 
 class Judge:
     """Judges traces by the recipe's graders; `with Judge(config, folder) as judge: ...`.
 
-    `graders` are objects to use instead of the recipe's names; those that are not ours are called
-    in this process, without a time limit, because they may live in a notebook. Raises UsageError
-    for a wrong grader.
+    `graders` are objects to use for every problem instead of the recipe's names; those that are not
+    ours are called in this process, without a time limit, because they may live in a notebook.
+    Raises UsageError for a wrong grader. One thread uses it at a time.
     """
 
     def __init__(self, config: Grading, folder: Path, graders: Sequence[Any] | None = None) -> None:
-        specs = specs_of(config, folder)
+        self.how = config.combine
         self.local = graders is not None
+        self._sources: dict[str, list[_Rule]] = {}
+        self._own: OrderedDict[str, list[_Rule] | Grade] = OrderedDict()
         if graders is None:
-            self.graders = build_all(specs)
+            made = {spec.key: _Rule(spec, build(spec)) for spec in specs_of(config, folder)}
+            self._rules = [made[spec.key] for spec in rules_specs(config, folder)]
+            for source, specs in source_specs(config, folder).items():
+                self._sources[source] = [made[spec.key] for spec in specs]
+            self.graders = [rule.grader for rule in made.values()]
         else:
             self.graders = [
                 g if isinstance(g, StagedGrader) else Custom(g, getattr(g, "__name__", "own"), "")
                 for g in graders
             ]
+            self._rules = [
+                _Rule(GraderSpec(grader.name, {}, f"object {place}"), grader)
+                for place, grader in enumerate(self.graders)
+            ]
         workers = config.workers or default_workers()
         self.window = WINDOW * workers
-        self.specs = specs
         self.pool = GraderPool(workers=workers, timeout_s=config.timeout_s)
         self.first_error = ""
         self._known: OrderedDict[Hashable, Grade] = OrderedDict()
@@ -75,7 +105,7 @@ class Judge:
         """One grade for each pair, in order. Holds a bounded number of pairs in memory."""
         line: deque[_Item] = deque()
         for problem, trace in pairs:
-            item = _Item(problem, trace)
+            item = self._item(problem, trace)
             self._advance(item)
             line.append(item)
             while line and line[0].done:
@@ -93,50 +123,70 @@ class Judge:
         """The grade of one trace."""
         return next(self.grade_many([(problem, trace)]))
 
+    def _item(self, problem: Problem, trace: Trace) -> _Item:
+        rules: Sequence[_Rule] | Grade = self._rules
+        if not self.local:
+            if problem.metadata.get(OWN):
+                rules = self._own_rules(problem)
+            else:
+                rules = self._sources.get(problem.source, self._rules)
+        if isinstance(rules, Grade):  # what the problem names cannot be had
+            return _Item(problem, trace, (), [rules], done=True)
+        return _Item(problem, trace, rules)
+
+    def _own_rules(self, problem: Problem) -> list[_Rule] | Grade:
+        named = repr(problem.metadata[OWN])
+        rules = self._own.get(named)
+        if rules is None:
+            try:
+                rules = [_Rule(spec, build(spec)) for spec in own_specs(problem) or ()]
+            except UsageError as error:
+                rules = Grade(outcome="error", grader=OWN, detail=error.message)
+            self._own[named] = rules
+            if len(self._own) > OWN_CACHE:
+                self._own.popitem(last=False)
+        if isinstance(rules, Grade):
+            self.first_error = self.first_error or rules.detail
+        return rules
+
     def _advance(self, item: _Item) -> None:
-        """Ask one grader after another until one decides or has to be waited for."""
+        """Ask one grader after another until one settles it or has to be waited for."""
         while not item.done:
-            if item.position >= len(self.graders):
+            if len(item.grades) >= len(item.rules):
                 item.done = True
                 break
-            grader = self.graders[item.position]
+            rule = item.rules[len(item.grades)]
             try:
-                result = grader.quick(item.problem, item.trace)
+                result = rule.grader.quick(item.problem, item.trace)
+                if isinstance(result, Check):
+                    hash(result.key)
             except Exception as error:
                 # Our own cheap parts meet whatever a model wrote and a data set holds.
-                result = grader.grade("error", detail=f"{type(error).__name__}: {error}"[:300])
-            if isinstance(result, Check) and not self._look_up(item, result):
+                result = _failed(rule, error)
+            if isinstance(result, Check) and not self._look_up(item, rule, result):
                 return
             if isinstance(result, Grade):
                 self._settle(item, result)
 
-    def _look_up(self, item: _Item, check: Check) -> bool:
+    def _look_up(self, item: _Item, rule: _Rule, check: Check) -> bool:
         """Settle a check that was made before (True), or have it made."""
-        key = None if check.key is None else (item.position, check.key)
+        key = None if check.key is None else (rule.spec.key, check.key)
         if key is not None and key in self._known:
             self._known.move_to_end(key)
             self._settle(item, self._known[key])
             return True
         if self.local:
-            self._settle(item, self._call(item.position, check))
+            self._settle(item, _called(rule, check))
             return True
         if key is not None and key in self._tickets:
             self._waiting[self._tickets[key]].append(item)
             return False
-        limit = self.graders[item.position].limit(check, self.pool.timeout_s)
-        spec = self.specs[item.position]
-        ticket = self.pool.submit(spec, check.part, check.args, timeout_s=limit)
+        limit = rule.grader.limit(check, self.pool.timeout_s)
+        ticket = self.pool.submit(rule.spec, check.part, check.args, timeout_s=limit)
         self._waiting[ticket] = [item]
         if key is not None:
             self._tickets[key], self._keys[ticket] = ticket, key
         return False
-
-    def _call(self, position: int, check: Check) -> Grade:
-        grader = self.graders[position]
-        try:
-            return grader.check(*check.args)
-        except Exception as error:
-            return grader.grade("error", detail=f"{type(error).__name__}: {error}"[:300])
 
     def _collect(self) -> None:
         for ticket, grade in self.pool.collect():
@@ -153,11 +203,19 @@ class Judge:
     def _settle(self, item: _Item, grade: Grade) -> None:
         if grade.outcome == "error":
             self.first_error = self.first_error or f"{grade.grader}: {grade.detail}"
-        if grade.outcome not in UNDECIDED:
-            item.best, item.done = grade, True
-        elif item.best is None or RANK[grade.outcome] > RANK[item.best.outcome]:
-            item.best = grade
-        item.position += 1
+        item.grades.append(bounded(grade))
+        item.done = decides(self.how, grade)
 
     def _result(self, item: _Item) -> Grade:
-        return item.best or Grade(outcome="ungraded", detail="no grader was named")
+        return combined(self.how, item.grades)
+
+
+def _called(rule: _Rule, check: Check) -> Grade:
+    try:
+        return rule.grader.check(*check.args)
+    except Exception as error:
+        return _failed(rule, error)
+
+
+def _failed(rule: _Rule, error: Exception) -> Grade:
+    return rule.grader.grade("error", detail=f"{type(error).__name__}: {error}"[:300])

@@ -6,13 +6,14 @@ torch, no `__main__`). It dies with its parent, has a memory limit, and may be k
 
 from __future__ import annotations
 
+import pickle
 import resource
 import signal
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distill.child import die_with_parent
 from distill.grade.base import StagedGrader, bounded
@@ -29,7 +30,8 @@ class Job(NamedTuple):
     ticket: int
     spec: GraderSpec
     part: str
-    args: tuple[Any, ...]
+    args: bytes
+    """The arguments, pickled: what cannot be read again is an error of this check alone."""
     timeout_s: float
 
 
@@ -61,7 +63,7 @@ def main(descriptor: int, parent: int, memory: int) -> None:
                 except Exception as error:
                     detail = f"cannot be loaded: {type(error).__name__}: {error}"[:300]
                     grade = Grade(outcome="error", grader=job.spec.name, detail=detail)
-                pipe.send((job.ticket, bounded(grade or worker.grade(job)), clock()))
+                pipe.send((job.ticket, grade or worker.grade(job), clock()))
 
 
 def waited(process: int | str) -> float:
@@ -105,7 +107,7 @@ class Worker:
         """The grade of one check; an exception is an `error` grade."""
         grader, _ = self.graders[job.spec.key]
         try:
-            return grader.check(*job.args)
+            return bounded(grader.check(*pickle.loads(job.args)))
         except MemoryError:
             return grader.grade("error", detail=f"more than {self.memory >> 20} MiB of memory")
         except KeyboardInterrupt:
