@@ -6,14 +6,14 @@ ungraded traces pass, or all their traces are bought for nothing; a mix must nam
 
 from __future__ import annotations
 
-import difflib
 import shutil
+from collections.abc import Iterable
 
 from distill.errors import UsageError
 from distill.filter.outcome import Correct
 from distill.filter.parts import build
 from distill.grade.judge import JudgeSpec
-from distill.grade.parts import KNOWN, judges_of
+from distill.grade.parts import KNOWN, build_all, judges_of, nearest, specs_of
 from distill.recipe import Recipe
 
 IN_CHILDREN = ("sample", "train", "evaluate")
@@ -25,7 +25,9 @@ def check_agreement(recipe: Recipe) -> None:
         JudgeSpec.of(part)
     _check_interpreters(recipe)
     _check_open_problems(recipe)
-    _check_mix(recipe)
+    build_all(specs_of(recipe.grading, recipe.folder))
+    _check_sources(recipe, "grading.by_source", recipe.grading.by_source)
+    _check_sources(recipe, "select.mix", recipe.select.mix)
 
 
 def _check_interpreters(recipe: Recipe) -> None:
@@ -61,7 +63,8 @@ def _check_open_problems(recipe: Recipe) -> None:
     sources = open_sources(recipe)
     if not sources or not recipe.problems.require_gold or keeps_ungraded(recipe):
         return
-    judged = any(part.name == "judge" or part.name not in KNOWN for part in recipe.grading.graders)
+    parts = [*recipe.grading.graders, *recipe.grading.by_source.get(sources[0], ())]
+    judged = any(part.name == "judge" or part.name not in KNOWN for part in parts)
     if not judged:
         raise UsageError(
             f"source '{sources[0]}' has no gold answers, so none of its traces would be kept: "
@@ -77,17 +80,15 @@ def _check_open_problems(recipe: Recipe) -> None:
         )
 
 
-def _check_mix(recipe: Recipe) -> None:
-    if not recipe.select.mix or recipe.traces is not None:
+def _check_sources(recipe: Recipe, key: str, names: Iterable[str]) -> None:
+    if recipe.traces is not None:
         return
     if any(source.call for source in recipe.problems.sources):
         return  # its problems may carry sources of their own
     known = list(dict.fromkeys(source.label for source in recipe.problems.sources))
-    for name in recipe.select.mix:
+    for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            nearest = f"; did you mean '{close[0]}'?" if close else ""
             raise UsageError(
-                f"select.mix names a source '{name}' that there is not{nearest}",
+                f"{key} names a source '{name}' that there is not{nearest(name, known)}",
                 f"sources: {', '.join(known) or 'none'}; give one a name with `name:`",
             )

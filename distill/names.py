@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from distill.recipe import Recipe
@@ -14,7 +15,8 @@ def named_parts(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, str], str]]:
     from distill.filter import KNOWN as FILTERS
     from distill.grade.parts import KNOWN as GRADERS
 
-    for part in recipe.grading.graders:
+    by_source = itertools.chain.from_iterable(recipe.grading.by_source.values())
+    for part in (*recipe.grading.graders, *by_source):
         yield "grader", GRADERS, part.name
     for part in recipe.filters:
         yield "filter", FILTERS, part.name
