@@ -21,6 +21,10 @@ def main(verb: str, options: argparse.Namespace) -> int:
             return 0
     from distill.pipeline import run as distil
 
+    if options.explain:
+        from distill.commands.explain import explain
+
+        return explain(verb, options)
     recipe = load_recipe(options)
     until = "report" if verb in ("run", "report") else verb
     if options.rehearse:

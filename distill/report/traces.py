@@ -71,7 +71,7 @@ def funnel(
     drops = Counter(name for name, _ in ledger.dropped.values())
     examples: dict[str, tuple[str, Key, str]] = {}
     for key, (name, reason) in ledger.dropped.items():
-        candidate = (_lot(key), key, reason)
+        candidate = (lot(key), key, reason)
         examples[name] = min(examples.get(name, candidate), candidate)
     names = list(dict.fromkeys([*order, *sorted(drops.keys() - {"select"})]))
     if "select" in drops:
@@ -161,13 +161,13 @@ def _quantiles(values: list[int]) -> dict[str, float] | None:
 
 def choose_traces(ledger: Ledger, stages: Iterable[Mapping[str, Any]]) -> dict[Key, str]:
     """A few kept traces and one of each filter that dropped most; drawn by hash, not by looks."""
-    chosen = dict.fromkeys(sorted(ledger.kept, key=_lot)[:KEPT_SHOWN], "")
+    chosen = dict.fromkeys(sorted(ledger.kept, key=lot)[:KEPT_SHOWN], "")
     by_filter: dict[str, list[Key]] = defaultdict(list)
     for key, (name, _) in ledger.dropped.items():
         by_filter[name].append(key)
     busy = sorted((s for s in stages if s["dropped"]), key=lambda s: -s["dropped"])
     for stage in busy[:DROPPED_SHOWN]:
-        chosen[min(by_filter[stage["filter"]], key=_lot)] = stage["filter"]
+        chosen[min(by_filter[stage["filter"]], key=lot)] = stage["filter"]
     return chosen
 
 
@@ -231,5 +231,6 @@ def _key(row: Mapping[str, Any]) -> Key:
     return (sys.intern(str(row.get("problem_id", ""))), int(row.get("index", 0)))
 
 
-def _lot(key: Key) -> str:
+def lot(key: Key) -> str:
+    """The place of a trace in a draw that depends on nothing but its key."""
     return hashlib.sha256(f"{key[0]}/{key[1]}".encode()).hexdigest()
