@@ -15,6 +15,7 @@ KNOWN: dict[str, str] = {
     "repetition": "distill.filter.text:Repetition",
     "duplicates": "distill.filter.corpus:Duplicates",
     "near_duplicates": "distill.filter.minhash:NearDuplicates",
+    "language": "distill.filter.language:Language",
     "overlap": "distill.filter.overlap:Overlap",
 }
 """The names that a recipe's `filters` may use without saying where they are."""
