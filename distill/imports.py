@@ -26,7 +26,7 @@ from distill.schema import R1_INSTRUCTION, ImportSpec, Problems
 from distill.sources import ask, labels
 from distill.step import write_atomically
 from distill.tables import read_rows
-from distill.thinking import ThinkTags
+from distill.thinking import DEFAULT_TAGS, ThinkTags
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,8 @@ class _Import:
     def _trace(self, problem: Problem, asked: Asked, at: int, number: int) -> None:
         index = self._next_index[problem.id]
         self._next_index[problem.id] += 1
-        tags = ThinkTags(self.spec.open_tag, self.spec.close_tag)
+        given = self.spec.open_tag != "auto"
+        tags = ThinkTags(self.spec.open_tag, self.spec.close_tag) if given else DEFAULT_TAGS
         try:
             found = read_trace(asked.traces[at], asked.finish_reasons[at], asked.flags[at], tags)
         except BadRow as error:

@@ -16,7 +16,7 @@ from typing import Any
 from distill.errors import DataError
 from distill.schema import ImportSpec
 from distill.sources import gold_text
-from distill.thinking import DEFAULT_TAGS, Split, ThinkTags, join, sanitise, split
+from distill.thinking import DEFAULT_TAGS, Parsed, Split, ThinkTags, join, parse, sanitise
 
 Row = Mapping[str, Any]
 
@@ -42,17 +42,6 @@ METADATA_COLUMNS = {
 VERDICT = re.compile(
     r"correctness_(?!count)\w+|grader_correct|is_correct|correct|verified|is_reasoning_complete"
 )
-
-STYLES: dict[str, ThinkTags] = {
-    "think": DEFAULT_TAGS,
-    "begin_of_thought": ThinkTags("<|begin_of_thought|>", "<|end_of_thought|>"),
-    "thinking": ThinkTags("<thinking>", "</thinking>"),
-    "reasoning": ThinkTags("<reasoning>", "</reasoning>"),
-    "thought": ThinkTags("<thought>", "</thought>"),
-    "kimi": ThinkTags("◁think▷", "◁/think▷"),
-}
-_SOLUTION_TAGS = re.compile(r"<\|(?:begin|end)_of_solution\|>")
-
 
 class BadRow(Exception):
     """A row, or one of its traces, that cannot be used; the text says why."""
@@ -274,8 +263,8 @@ def read_trace(
 ) -> Published:
     """One raw trace in canonical form. Raises BadRow for one that is no text or empty.
 
-    Where nobody said how it ended, a chain that was never closed counts as cut off ("length")
-    and is flagged `unclosed`, any other as "stop".
+    Where nobody said how it ended, a chain or an answer's block that was never closed counts as
+    cut off ("length") and is flagged `unclosed`, any other as "stop".
     """
     texts = raw if isinstance(raw, tuple) else (raw,)
     if not all(isinstance(text, str) for text in texts) or not "".join(texts).strip():
@@ -284,32 +273,16 @@ def read_trace(
     if any(dirty for _, dirty in cleaned):
         flags += ("surrogates",)
     if len(cleaned) == 2:
-        style = "two columns"
-        inner = _parts(cleaned[0][0], tags)[0]
+        inner = parse(cleaned[0][0], tags).parts
         parts = Split(inner.reasoning or inner.answer, cleaned[1][0].strip(), 1, 1)
+        found = Parsed(parts, "two columns", complete=True)
     else:
-        parts, style = _parts(cleaned[0][0], tags)
-    if parts.finished:
-        text, ended = join(parts.reasoning, parts.answer), "stop"
-    else:
-        text, ended = f"{DEFAULT_TAGS.open}\n{parts.reasoning}", "length"
+        found = parse(cleaned[0][0], tags)
+    parts, ended = found.parts, "stop" if found.complete else "length"
+    if not found.complete:
         flags += ("unclosed",)
-    return Published(text, parts, style, finish_reason or ended, flags)
-
-
-def _parts(text: str, given: ThinkTags) -> tuple[Split, str]:
-    """Reasoning and answer of a text, and the style of its tags."""
-    for style, tags in {"as given": given, **STYLES}.items():
-        if tags.open in text or tags.close in text:
-            found = split(text, tags)
-            reasoning, answer = (
-                part if part is None else _SOLUTION_TAGS.sub("", part).strip()
-                for part in (found.reasoning, found.answer)
-            )
-            # Tags that are left over stay visible to the format filter, under our own name.
-            if reasoning is not None and tags != DEFAULT_TAGS:
-                reasoning = reasoning.replace(tags.open, DEFAULT_TAGS.open)
-                reasoning = reasoning.replace(tags.close, DEFAULT_TAGS.close)
-            name = "think" if tags == DEFAULT_TAGS else style
-            return Split(reasoning, answer or "", found.opened, found.closed), name
-    return Split(None, _SOLUTION_TAGS.sub("", text).strip(), 0, 0), "none"
+    if parts.finished:
+        text = join(parts.reasoning, parts.answer)
+    else:
+        text = f"{DEFAULT_TAGS.open}\n{parts.reasoning}"
+    return Published(text, parts, found.style, finish_reason or ended, flags)
