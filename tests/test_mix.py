@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from distill.choose import Candidate, choose
 from distill.errors import DataError
-from distill.mix import by_share, quotas
+from distill.mix import R1_EXAMPLES, balance_of, by_share, quotas
 from distill.records import Example, Problem, Trace, Verdict, read_records, write_jsonl
 from distill.schema import Selection
-from distill.choose import Candidate, choose
 from distill.select import select_traces
 
 NAMES = ("a", "b", "c")
@@ -151,3 +151,60 @@ def test_a_count_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     summary, _, examples = select(tmp_path, mix={"reasoning": 12, "general": 200})
     assert Counter(e.source for e in examples) == {"reasoning": 12, "general": 8, "other": 3}
     assert "source 'general' gave 8 of the 200 examples that are wanted of it" in summary["notes"]
+
+
+def test_r1s_shares_are_those_of_its_table() -> None:
+    assert sum(R1_EXAMPLES.values()) == 804_745
+    shares = balance_of("r1")
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["math"] == pytest.approx(0.4912, abs=1e-4)
+    assert quotas(R1_EXAMPLES, shares, None) == R1_EXAMPLES
+    assert balance_of({" Math": 0.4, "CODE": 0.6}) == {"math": 0.4, "code": 0.6}
+
+
+def domains(**sizes: int) -> list[Candidate]:
+    return [
+        Candidate(f"{name}{i}", 0, 1, True, 0, "s", name)
+        for name, size in sizes.items()
+        for i in range(size)
+    ]
+
+
+def test_domains_are_balanced_like_sources() -> None:
+    pool = domains(math=100, code=60, logic=5)
+    found = choose(pool, Selection(balance={"Math": 0.5, "code": 0.5}), 0)
+    assert Counter(c.domain for c in found.chosen) == {"math": 60, "code": 60}
+    assert found.shares["math"] == {"wanted": 0.5, "available": 100, "selected": 60}
+    assert found.shares["logic"] == {"wanted": None, "available": 5, "selected": 0}
+    with pytest.raises(DataError, match=r"domain 'stem' has no example") as caught:
+        choose(pool, Selection(balance="r1"), 0)
+    assert "math (100), code (60), logic (5)" in caught.value.hint
+
+
+def test_fill_makes_up_for_what_is_scarce() -> None:
+    pool = domains(math=1000, code=500, stem=2)
+    found = choose(pool, Selection(balance="r1", fill=True, max_examples=600), 0)
+    counts = Counter(c.domain for c in found.chosen)
+    assert counts.total() == 600
+    assert counts["stem"] == 2
+    assert counts["math"] / counts["code"] == pytest.approx(395_285 / 211_129, rel=0.01)
+    assert any("domain 'stem' gave all it had, 2 examples" in note for note in found.notes)
+    assert any("domain 'logic' gave all it had, 0 examples" in note for note in found.notes)
+    everything = choose(pool, Selection(balance="r1", fill=True, max_examples=9999), 0)
+    assert len(everything.chosen) == 1502
+
+
+@given(
+    st.fixed_dictionaries({name: st.integers(0, 500) for name in NAMES}),
+    st.lists(st.integers(1, 97), min_size=3, max_size=3),
+    st.integers(1, 2000),
+)
+def test_fill_takes_all_there_is_or_all_that_is_wanted(
+    available: dict[str, int], weights: list[int], most: int
+) -> None:
+    mix = {name: weight / sum(weights) for name, weight in zip(NAMES, weights, strict=True)}
+    found = quotas(available, mix, most, fill=True)
+    assert sum(found.values()) == min(most, sum(available.values()))
+    assert all(0 <= found[name] <= available[name] for name in NAMES)
+    short = [n for n in NAMES if found[n] < mix[n] * most - 1]
+    assert all(found[n] == available[n] for n in short)

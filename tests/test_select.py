@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from distill.choose import Candidate, choose, distance, for_validation, shingles
 from distill.errors import DataError
 from distill.records import Example, Problem, Trace, Verdict, read_jsonl, read_records, write_jsonl
 from distill.schema import Selection
-from distill.choose import Candidate, choose
 from distill.select import quantiles, select_traces
 
 
@@ -186,3 +190,128 @@ def test_traces_without_a_problem_are_refused(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "problems.jsonl", rows[1:])
     with pytest.raises(DataError, match="has no problem"):
         select(tmp_path)
+
+
+def scored(problem: str, index: int, size: int, score: float) -> Candidate:
+    return Candidate(problem, index, size, True, 0, score=score)
+
+
+def test_best_by_judge_takes_the_highest_score_and_then_the_shortest() -> None:
+    group = [scored("p", i, size, s) for i, (size, s) in enumerate([(9, 0.5), (7, 1), (5, 1)])]
+    found = choose(group, Selection(by="judge", per_problem=2), 0)
+    assert [c.index for c in found.chosen] == [2, 1]
+    assert not found.notes
+    alike = choose([scored("p", 0, 9, 1), scored("p", 1, 7, 1)], Selection(by="judge"), 0)
+    assert [c.index for c in alike.chosen] == [1]
+    assert "no problem has traces with different scores" in alike.notes[0]
+
+
+TEXTS = {
+    0: "we add the two numbers and then we double the sum that we found",
+    1: "we add the two numbers and then we double the sum that we found again",
+    2: "first draw a picture of the circle and mark where the line touches it",
+    3: "we add the two numbers and then we halve the sum that we found",
+}
+
+
+def test_most_different_starts_with_the_shortest_and_then_goes_far() -> None:
+    group = [candidate("p", i, len(text)) for i, text in TEXTS.items()]
+    for number, expected in ((1, [3]), (2, [3, 2]), (3, [3, 2, 1]), (4, [3, 2, 1, 0])):
+        config = Selection(by="different", per_problem=number)
+        found = choose(group, config, 0, texts=lambda c: TEXTS[c.index])
+        assert sorted(c.index for c in found.chosen) == sorted(expected)
+
+
+def test_distance_is_jaccard_over_shingles_also_without_spaces() -> None:
+    assert distance(shingles("a b c d"), shingles("b c d e")) == pytest.approx(2 / 3)
+    assert distance(shingles(""), shingles("!")) == 0
+    assert len(shingles("设圆的半径")) == 3
+    assert shingles("one two") == {("one", "two")}
+
+
+def test_caps_by_source_bind_all_or_those_named() -> None:
+    pool = [Candidate(f"{s}{i}", 0, 1, True, 0, s) for s in "ab" for i in range(9)]
+    counts = {
+        str(cap): Counter(c.source for c in choose(pool, Selection(per_source=cap), 0).chosen)
+        for cap in (4, {"b": 2})
+    }
+    assert counts == {"4": {"a": 4, "b": 4}, "{'b': 2}": {"a": 9, "b": 2}}
+    assert choose(pool, Selection(per_source=4), 0).left_out == {"per_source": 10}
+
+
+@given(st.sets(st.text(max_size=8), max_size=60), st.floats(0, 0.99), st.integers(1, 70))
+def test_a_problem_is_on_one_side_whatever_else_there_is(
+    problems: set[str], share: float, number: int
+) -> None:
+    held = for_validation(problems, share)
+    assert held <= problems
+    assert held >= for_validation(problems, share / 2)
+    for problem in problems:
+        assert for_validation([problem], share) == held & {problem}
+    assert len(for_validation(problems, number)) == min(number, len(problems))
+
+
+def test_validation_keeps_the_traces_of_a_problem_together(tmp_path: Path) -> None:
+    write_inputs(tmp_path, problems=40)
+    summary = select(tmp_path, per_problem=3, validation=0.25)
+    out = tmp_path / "out"
+    sides = {
+        name: [e.problem_id for e in read_records(Example, out / f"{file}.jsonl")]
+        for name, file in (("train", "dataset"), ("validation", "validation"))
+    }
+    assert not set(sides["train"]) & set(sides["validation"])
+    assert all(count == 3 for side in sides.values() for count in Counter(side).values())
+    for name, side in sides.items():
+        assert summary["splits"][name]["examples"] == len(side) > 0
+        assert summary["splits"][name]["problems"] == len(set(side))
+    assert summary["selected"] == 120 == sum(map(len, sides.values()))
+    verdicts = [v for v in read_records(Verdict, out / "verdicts.jsonl") if v.kept]
+    held = {v.problem_id for v in verdicts if v.reason == "in the validation split"}
+    assert held == set(sides["validation"])
+    assert len(verdicts) == 120
+    select(tmp_path, "other", seed=9, per_problem=3, validation=0.25)
+    again = read_records(Example, tmp_path / "other" / "validation.jsonl")
+    assert {e.problem_id for e in again} == held
+
+
+def test_a_number_of_validation_problems_and_one_too_large(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    assert select(tmp_path, validation=5)["splits"]["validation"]["problems"] == 5
+    with pytest.raises(DataError, match="all 12 problems fall into the validation split"):
+        select(tmp_path, "all", validation=12)
+    assert "into the validation share" in select(tmp_path, "few", validation=1e-9)["notes"][-1]
+    assert not (tmp_path / "few" / "validation.jsonl").exists()
+
+
+def test_by_judge_reads_the_scores_and_refuses_other_grades(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    rows = [
+        {"problem_id": v.problem_id, "index": v.index, "score": float(v.index == 2)}
+        for v in read_records(Verdict, tmp_path / "verdicts.jsonl")
+    ]
+    write_jsonl(tmp_path / "grades.jsonl", rows)
+    select(tmp_path, by="judge")
+    assert {e.index for e in read_records(Example, tmp_path / "out" / "dataset.jsonl")} == {2}
+    write_jsonl(tmp_path / "grades.jsonl", rows[1:])
+    with pytest.raises(DataError, match="no grade of sample"):
+        select(tmp_path, by="judge")
+
+
+def test_different_reads_the_texts(tmp_path: Path) -> None:
+    write_inputs(tmp_path, problems=6)
+    assert select(tmp_path, by="different", per_problem=2)["selected"] == 12
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"mix": {"a": 1}, "balance": "r1"}, "not both"),
+        ({"fill": True, "balance": "r1"}, "max_examples to fill up to"),
+        ({"fill": True, "max_examples": 5}, "needs shares"),
+        ({"validation": 1.5}, "found 1.5"),
+        ({"balance": {"math": 0.5}}, "balance holds shares"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Selection(**config)
