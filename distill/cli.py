@@ -16,7 +16,7 @@ from typing import NoReturn
 VERBS = {
     "run": ("distill.commands.run", "run a recipe from problems to report"),
     "sample": ("distill.commands.run", "run a recipe up to the traces of its teacher"),
-    "grade": ("distill.commands.run", "run a recipe up to graded traces"),
+    "grade": ("distill.commands.grade", "run a recipe up to graded traces, or grade a --file"),
     "filter": ("distill.commands.run", "run a recipe up to filtered traces"),
     "select": ("distill.commands.run", "run a recipe up to its training set"),
     "train": ("distill.commands.run", "run a recipe up to its trained student"),
@@ -56,9 +56,10 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("verb", choices=VERBS, metavar="VERB", help="see below")
     make.add_argument("target", nargs="?", metavar="RECIPE", help="a recipe's name or file, or RUN")
     make.add_argument("rest", nargs="*", metavar="key=value", help="overrides of the recipe")
+    make.add_argument("--file", metavar="FILE", help="`grade`: JSONL rows {gold, response}")
     make.add_argument("--limit", type=int, metavar="N", help="at most N problems")
     make.add_argument("--runs", metavar="DIR", help="folder for runs (default: runs)")
-    make.add_argument("--out", metavar="PATH", help="where `export` and `cp` write")
+    make.add_argument("--out", metavar="PATH", help="where `export`, `cp` and `grade --file` write")
     make.add_argument("--parquet", metavar="FILE", help="where `pool` writes its traces")
     make.add_argument("--form", choices=("messages", "sharegpt"), default="messages")
     make.add_argument("--json", action="store_true", help="machine-readable output")

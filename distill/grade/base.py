@@ -126,18 +126,24 @@ EXTRACTED, DETAIL = 2000, 500
 
 
 def bounded(grade: Grade) -> Grade:
-    """The grade with texts of a bounded length: a model's answer may be megabytes."""
-    if len(grade.extracted or "") <= EXTRACTED and len(grade.detail) <= DETAIL:
+    """The grade with texts that can be kept: not megabytes long, and no halves of characters."""
+    extracted, detail = grade.extracted, _kept(grade.detail, DETAIL)
+    if extracted is not None:
+        extracted = _kept(extracted, EXTRACTED)
+    if extracted is grade.extracted and detail is grade.detail:
         return grade
-    return dataclasses.replace(
-        grade,
-        extracted=None if grade.extracted is None else _clipped(grade.extracted, EXTRACTED),
-        detail=_clipped(grade.detail, DETAIL),
-    )
+    return dataclasses.replace(grade, extracted=extracted, detail=detail)
 
 
-def _clipped(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _kept(text: str, most: int) -> str:
+    if len(text) > most:
+        text = f"{text[: most - 3]}..."
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return text.encode(errors="replace").decode()
+    return text
 
 
 def version_of(package: str) -> str:

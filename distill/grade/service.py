@@ -141,7 +141,7 @@ class Judge:
             try:
                 rules = [_Rule(spec, build(spec)) for spec in own_specs(problem) or ()]
             except UsageError as error:
-                rules = Grade(outcome="error", grader=OWN, detail=error.message)
+                rules = Grade(outcome="error", grader="metadata", detail=error.message)
             self._own[named] = rules
             if len(self._own) > OWN_CACHE:
                 self._own.popitem(last=False)
