@@ -52,7 +52,7 @@ class NearDuplicates:
 
     def __init__(
         self,
-        threshold: float = 0.8,
+        threshold: float = 0.85,
         n: int = 5,
         within: Within = "problem",
         permutations: int = 256,

@@ -1,23 +1,27 @@
-"""Decontamination: drops traces of problems that share a passage with an evaluation problem.
+"""Decontamination: drops traces of problems that overlap with an evaluation problem.
 
 DeepSeek-R1 removed training problems that had a 10-gram in common with an evaluation set
 (arXiv 2501.12948v2, D.1). Taken literally that rule misses short questions, which have no
-10-gram, and drops questions that share a stock phrase ("where m and n are relatively prime
-positive integers") or the template that a program wrote both from.
+10-gram, and questions in other words, and drops questions that share a stock phrase ("where m
+and n are relatively prime positive integers") or the template that a program wrote both from.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from distill.errors import DataError, UsageError
-from distill.filter.questions import fingerprint, generated_by
-from distill.records import Grade, Problem, Trace
+from distill.filter.passages import Hit, Passages
+from distill.filter.questions import generated_by, parse
+from distill.filter.rewordings import Rewordings, numbers
+from distill.records import Grade, Problem, Trace, write_jsonl
 
-Run = tuple[str, ...]
 HELDOUT = "heldout"
+FILE = "overlaps.jsonl"
+Siblings = Literal["keep", "drop"]
 
 
 class Overlap:
@@ -26,15 +30,20 @@ class Overlap:
     Compared are the statements (without instruction), as words and numbers in lower case; LaTeX's
     layout, operators and the code of diagrams are left out. A run is `n` such words in a row:
 
-    - equal questions overlap, operators included; for questions of fewer than `n` words that is
-      the only rule;
+    - equal questions overlap, operators included; questions of fewer than `n` words overlap only
+      so, or with the same formulas in other words;
     - a run that stands in at most `common` distinct questions, training and evaluation together,
       is distinctive: questions that share one overlap (R1's rule);
     - a commoner run is a stock phrase: questions overlap only if the runs they share cover
       `cover` of the shorter one;
     - a run in more than `common` and more than `template_share` of all questions is a template
       and never counts;
+    - questions with the same numbers that are at least `alike` overlap: the same problem in other
+      words (`rewordings.Rewordings`; null turns it off);
     - generated problems (reasoning-gym) are compared by task and question as a whole.
+
+    Siblings share a passage, but each has a number that the other has not: the same problem with
+    other numbers. R1's rule drops them; `siblings: keep` keeps them.
 
     `max_share` guards against misuse: if more of a source's problems (and more than two) overlap
     with benchmarks, DataError is raised with examples, because the source is the test set or the
@@ -42,7 +51,7 @@ class Overlap:
     to be expected: `max_heldout_share` is the limit for them. Null allows any share.
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(
         self,
@@ -52,6 +61,8 @@ class Overlap:
         common: int = 10,
         cover: float = 0.5,
         template_share: float = 0.005,
+        alike: float | None = 0.6,
+        siblings: Siblings = "drop",
     ) -> None:
         if n < 2 or common < 1 or not 0 < cover <= 1 or not 0 < template_share <= 1:
             raise UsageError(
@@ -59,40 +70,106 @@ class Overlap:
                 f"template_share = {template_share}",
                 "needs n >= 2, common >= 1, 0 < cover <= 1, 0 < template_share <= 1",
             )
+        if (alike is not None and not 0.3 <= alike <= 1) or siblings not in get_args(Siblings):
+            raise UsageError(
+                f"filter 'overlap': alike = {alike}, siblings = {siblings!r}",
+                "needs 0.3 <= alike <= 1 (or null), siblings 'keep' or 'drop'",
+            )
         self.n, self.common, self.cover, self.template_share = n, common, cover, template_share
+        self.alike, self.siblings = alike, siblings
         self.limits = {False: max_share, True: max_heldout_share}
         self.hits: dict[str, Hit] = {}
+        self.kept_siblings = 0
         self.notes: list[str] = []
+        self._problems: Mapping[str, Problem] = {}
 
     def begin(
         self, problems: Mapping[str, Problem], tasks: Mapping[str, Sequence[Problem]]
     ) -> None:
         """Compare all training problems with all evaluation problems, once."""
-        self.hits, self.notes = {}, []
+        self.hits, self.notes, self.kept_siblings, self._problems = {}, [], 0, problems
         if not any(tasks.values()):
             self.notes.append("overlap: no evaluation problems were given, nothing was compared")
             return
-        index = Index(self.n, self.common, self.cover, self.template_share)
+        passages = Passages(self.n, self.common, self.cover, self.template_share)
+        rewordings = Rewordings(self.alike, self.n) if self.alike is not None else None
         for task, asked in tasks.items():
             for problem in asked:
-                index.add(problem, task)
-        index.count(problems.values())
-        for problem in problems.values():
-            hit = index.find(problem)
-            if hit:
-                self.hits[problem.id] = hit
-        self.notes += index.notes()
+                entry = passages.add(problem, task)
+                if entry and rewordings:
+                    rewordings.add(entry)
+        self._compare(problems, passages, rewordings)
+        self.notes += passages.notes()
+        if self.kept_siblings:
+            self.notes.append(
+                f"overlap: {self.kept_siblings} problems share a passage with an evaluation "
+                "problem but have other numbers, and were kept (siblings: keep)"
+            )
         self._check_shares(problems)
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         hit = self.hits.get(problem.id)
         return hit.reason if hit else None
 
+    def write(self, out: Path) -> None:
+        """Write `overlaps.jsonl`: both texts and what they share, for a person to read."""
+        write_jsonl(out / FILE, self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per training problem that overlaps, in the order of the problems."""
+        for key, problem in self._problems.items():
+            hit = self.hits.get(key)
+            if hit is not None:
+                yield {
+                    "problem_id": key,
+                    "source": problem.source,
+                    "task": hit.asked.task,
+                    "eval_problem_id": hit.asked.problem_id,
+                    "rule": hit.rule,
+                    "score": round(hit.score, 4),
+                    "matched": hit.matched,
+                    "train_text": problem.question,
+                    "eval_text": hit.asked.text,
+                }
+
+    def _compare(
+        self, problems: Mapping[str, Problem], passages: Passages, rewordings: Rewordings | None
+    ) -> None:
+        # How rare a passage is depends on all questions; only a few need the second look.
+        doubtful: list[Problem] = []
+        for problem in problems.values():
+            instance = generated_by(problem)
+            if instance:
+                hit = passages.find_instance(instance)
+                if hit:
+                    self.hits[problem.id] = hit
+                continue
+            question = parse(problem.question)
+            shares = passages.count(question)
+            if (rewordings is not None and rewordings.count(question)) or shares:
+                doubtful.append(problem)
+        passages.settle()
+        for problem in doubtful:
+            question = parse(problem.question)
+            hit = passages.find(question)
+            if hit and self.siblings == "keep" and self._are_siblings(problem, hit):
+                self.kept_siblings += 1
+                hit = None
+            if hit is None and rewordings is not None:
+                hit = rewordings.find(question)
+            if hit:
+                self.hits[problem.id] = hit
+
+    def _are_siblings(self, problem: Problem, hit: Hit) -> bool:
+        """True if each of the two has a number that the other has not."""
+        ours, theirs = (numbers(parse(text)) for text in (problem.question, hit.asked.text))
+        return hit.rule != "equal" and bool(ours - theirs) and bool(theirs - ours)
+
     def _check_shares(self, problems: Mapping[str, Problem]) -> None:
         total = Counter(p.source for p in problems.values())
         found: dict[tuple[str, bool], list[str]] = defaultdict(list)
         for key, hit in self.hits.items():
-            found[problems[key].source, hit.task == HELDOUT].append(key)
+            found[problems[key].source, hit.asked.task == HELDOUT].append(key)
         for (source, heldout), keys in found.items():
             limit = self.limits[heldout]
             if limit is None or len(keys) <= max(2, limit * total[source]):
@@ -101,137 +178,12 @@ class Overlap:
                 f"    {problems[k].question[:90]!r}: {self.hits[k].reason}" for k in keys[:3]
             )
             key = "max_heldout_share" if heldout else "max_share"
+            tasks = ", ".join(sorted({self.hits[k].asked.task for k in keys}))
             raise DataError(
                 f"overlap would drop {len(keys)} of {total[source]} problems of the source "
-                f"'{source}', more than {limit:.0%}:\n{shown}",
+                f"'{source}', more than {limit:.0%}, for sharing text with {tasks}:\n{shown}",
                 "train on other problems or evaluate on other tasks; if these are no copies but "
-                "share a template, lower overlap's template_share; if all is as it should be, "
+                "share a template, lower overlap's template_share; if they are the same problems "
+                "with other numbers and may stay, `siblings: keep`; if all is as it should be, "
                 f"allow it with `overlap: {{{key}: null}}`",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """The evaluation task that a training problem overlaps with, and what they share."""
-
-    task: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One evaluation question."""
-
-    task: str
-    problem_id: str
-    size: int
-    """In words."""
-
-
-@dataclass
-class Index:
-    """The evaluation questions by their runs, by their whole text and by their instance."""
-
-    n: int
-    common: int
-    cover: float
-    template_share: float
-    asked: list[_Asked] = field(default_factory=list)
-    runs: dict[Run, list[int]] = field(default_factory=dict)
-    """Run -> the questions in `asked` it stands in."""
-    counts: Counter[Run] = field(default_factory=Counter)
-    whole: dict[bytes, str] = field(default_factory=dict)
-    instances: dict[tuple[str, str], str] = field(default_factory=dict)
-    templates: int = 0
-    _seen: set[bytes] = field(default_factory=set)
-
-    def add(self, problem: Problem, task: str) -> None:
-        """Enter an evaluation problem; a question that is there already is not entered twice."""
-        instance = generated_by(problem)
-        if instance:
-            self.instances.setdefault(instance, task)
-            return
-        key, found = fingerprint(problem.question)
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.whole[key] = task
-        for run in set(self._runs(found)):
-            self.runs.setdefault(run, []).append(len(self.asked))
-            self.counts[run] += 1
-        self.asked.append(_Asked(task, problem.id, len(found)))
-
-    def count(self, problems: Iterable[Problem]) -> None:
-        """Count in how many distinct training questions each run stands; forget the templates."""
-        for problem in problems:
-            if generated_by(problem):
-                continue
-            key, found = fingerprint(problem.question)
-            if key not in self._seen:
-                self._seen.add(key)
-                runs = set(self._runs(found))
-                self.counts.update(run for run in runs if run in self.runs)
-        limit = max(self.common, self.template_share * len(self._seen))
-        templates = [run for run, count in self.counts.items() if count > limit]
-        self.templates = len(templates)
-        for run in templates:
-            del self.runs[run]
-
-    def find(self, problem: Problem) -> Hit | None:
-        """What a training problem overlaps with, or None."""
-        instance = generated_by(problem)
-        if instance:
-            task = self.instances.get(instance)
-            if task is None:
-                return None
-            return Hit(task, f"the same question is in '{task}': '{_cut(instance[1])}'")
-        key, found = fingerprint(problem.question)
-        task = self.whole.get(key)
-        if task is not None:
-            text = _cut(" ".join(problem.question.split()))
-            return Hit(task, f"the same question is in '{task}': '{text}'")
-        shared: dict[int, set[int]] = defaultdict(set)
-        for at, run in enumerate(self._runs(found)):
-            for number in self.runs.get(run, ()):
-                if self.counts[run] <= self.common:
-                    other = self.asked[number]
-                    return Hit(
-                        other.task,
-                        f"shares '{' '.join(run)}' with problem {other.problem_id} "
-                        f"of '{other.task}'",
-                    )
-                shared[number].update(range(at, at + self.n))
-        return self._covered(found, shared)
-
-    def _covered(self, found: list[str], shared: Mapping[int, set[int]]) -> Hit | None:
-        """The overlap by stock phrases that make up most of a question."""
-        for number, places in shared.items():
-            other = self.asked[number]
-            share = len(places) / min(len(found), other.size)
-            if share >= self.cover:
-                text = _cut(" ".join(found[at] for at in sorted(places)))
-                return Hit(
-                    other.task,
-                    f"shares {share:.0%} of its words, '{text}', with problem "
-                    f"{other.problem_id} of '{other.task}'",
-                )
-        return None
-
-    def notes(self) -> list[str]:
-        """What the template rule did, for the report."""
-        if not self.templates:
-            return []
-        left = Counter(number for numbers in self.runs.values() for number in numbers)
-        bare = sum(a.size >= self.n and not left[i] for i, a in enumerate(self.asked))
-        return [
-            f"overlap: {self.templates} runs of {self.n} words stand in so many questions that "
-            f"they count as templates; {bare} evaluation questions consist of nothing else and "
-            "are found only if they are equal"
-        ]
-
-    def _runs(self, found: list[str]) -> Iterator[Run]:
-        return (tuple(found[at : at + self.n]) for at in range(len(found) - self.n + 1))
-
-
-def _cut(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

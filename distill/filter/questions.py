@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from distill.records import Problem
 
@@ -41,32 +43,56 @@ _SAME = {
     "gt": ">",
     "geqslant": "geq",
     "leqslant": "leq",
+    "≤": "leq",
+    "≥": "geq",
+    "≠": "neq",
+    "÷": "/",
 }
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 """Character ranges of scripts that put no spaces between words, for a regular expression."""
-_TOKEN = re.compile(rf"\d+(?:\.\d+)?|[{UNSPACED}]|[^\W\d_{UNSPACED}]+|[-+*/=<>^%!|()\[\]]")
+_TOKEN = re.compile(rf"\d+(?:\.\d+)?|[{UNSPACED}]|[^\W\d_{UNSPACED}]+|[-+*/=<>^%!|()\[\]≤≥≠÷]")
 _SHORT_FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")
 _DIAGRAM = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_DASHES = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "⁄": "/"})
 
 
 def tokens(question: str) -> list[str]:
     """Words, numbers and operators of a question, in lower case, without LaTeX's layout."""
-    text = _SHORT_FRACTION.sub(r"\1{\2}{\3}", _THOUSANDS.sub("", question))
-    text = _LAYOUT.sub(" ", text)
-    text = text.replace("−", "-").replace("–", "-").replace("×", "*").replace("·", "*")
-    return [_SAME.get(token, token) for token in _TOKEN.findall(text.casefold())]
+    text = question
+    if not text.isascii():
+        # Full-width digits and signs, ligatures, "½": the same text from another keyboard.
+        text = unicodedata.normalize("NFKC", text).translate(_DASHES)
+    text = _SHORT_FRACTION.sub(r"\1{\2}{\3}", _THOUSANDS.sub("", text))
+    return [_SAME.get(token, token) for token in _TOKEN.findall(_LAYOUT.sub(" ", text).casefold())]
 
 
 def words(question: str) -> list[str]:
     """`tokens` without operators, brackets and the code of diagrams: what runs are made of."""
-    return [token for token in tokens(_DIAGRAM.sub(" ", question)) if token[0].isalnum()]
+    return [token for token in tokens(without_diagrams(question)) if token[0].isalnum()]
 
 
-def fingerprint(question: str) -> tuple[bytes, list[str]]:
-    """What stands for the whole question (16 bytes, diagrams included), and its words."""
+def without_diagrams(question: str) -> str:
+    """The question without the code of its diagrams."""
+    return _DIAGRAM.sub(" ", question) if "[asy]" in question else question
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A question taken apart once, for all that compare it."""
+
+    text: str
+    key: bytes
+    """Stands for the whole question, operators and diagrams included (16 bytes)."""
+    tokens: list[str]
+    words: list[str]
+    """Both without diagrams."""
+
+
+def parse(question: str) -> Parsed:
+    """Take a question apart."""
     everything = tokens(question)
     key = hashlib.blake2b(" ".join(everything).encode(), digest_size=16).digest()
-    if "[asy]" in question:
-        return key, words(question)
-    return key, [token for token in everything if token[0].isalnum()]
+    plain = without_diagrams(question)
+    kept = everything if plain is question else tokens(plain)
+    return Parsed(question, key, kept, [token for token in kept if token[0].isalnum()])
