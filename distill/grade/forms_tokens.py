@@ -1,0 +1,152 @@
+r"""A formula as tokens: LaTeX, Unicode and plain text written in one way.
+
+Sizes, spaces, dollar signs and fonts go, Unicode signs become commands, `1{,}234` becomes `1234`. What is not understood raises `TooHard` later, in the parser.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from distill.grade.forms_exact import TooHard
+
+MAX_CHARS = 1200
+MAX_TOKENS = 360
+MAX_DIGITS = 1000
+
+FUNCTIONS = {
+    **{f: f for f in ("sin", "cos", "tan", "cot", "sec", "csc", "ln", "exp", "sinh", "cosh")},
+    **{f: f for f in ("tanh", "arcsin", "arccos", "arctan", "log", "sqrt")},
+    "lg": "log",
+    "abs": "abs",
+}
+GREEK = frozenset(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon "
+    "Phi Psi Omega ell hbar pi".split()
+)
+_UNICODE = {
+    "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ",
+    "∗": "*", "÷": "\\div ", "±": "\\pm ", "∞": "\\infty ", "°": "^\\circ ", "≤": "\\le ",
+    "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∈": "\\in ",
+    "√": "\\sqrt ", "（": "(", "）": ")", "，": ",", "；": ";", "：": ":", "％": "%",
+    "〈": "(", "〉": ")", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+    "≈": "\\approx ", "∠": "\\angle ", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "π": "\\pi ", "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ",
+    "ε": "\\epsilon ", "θ": "\\theta ", "λ": "\\lambda ", "μ": "\\mu ", "ρ": "\\rho ",
+    "σ": "\\sigma ", "τ": "\\tau ", "φ": "\\phi ", "ω": "\\omega ", "Δ": "\\Delta ",
+    "Ω": "\\Omega ",
+}  # fmt: skip
+_TRANSLATE = str.maketrans(_UNICODE)
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+
+_DROP = re.compile(
+    r"\\(?:left|right|middle|bigg?[lr]?|Bigg?[lr]?|displaystyle|textstyle|limits|nolimits|boxed"
+    r"|mathstrut|Large|large|hfill|rm|bf)(?![a-zA-Z])(?:\s*\.(?!\d))?|\\!"
+)
+_SPACE = re.compile(r"\\[,;:> ]|\\q?quad(?![a-zA-Z])|\\(?:thinspace|hspace\*?\{[^{}]*\})|~|\s")
+_FONT = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathsf|mathbb|vec|overrightarrow|hat|bar|overline"
+    r"|operatorname\*?)(?![a-zA-Z])"
+)
+_TEXT = r"\\(?:text|mathrm|mbox|textbf|textit|textrm|textnormal|textup|hbox|emph)\s*\{(?P<text>[^{}]*)\}"
+_RAISED_RUN = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_TIMES_TEN = re.compile(r"(?<=[\d.])\s*[xX]\s*(?=10\s*\^)")
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,)\s*\d{3})+(?!\d)")
+_SPACED = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d])")
+_PLAIN = re.compile(r"\d{1,99}(?:\.\d{1,99})?")
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
+_TOKEN = re.compile(
+    rf"(?P<space>\s+)|{_TEXT}"
+    r"|(?P<number>\d+(?:\.\d+)?|\.\d+)(?P<e>[eE][-+]?\d{1,3}(?![\d.a-zA-Z^_({]))?"
+    r"|\\(?P<command>[a-zA-Z]+)\*?|\\(?P<escaped>[{}%$|#&])|(?P<row>\\\\)"
+    r"|(?P<word>[a-zA-Z]+)|(?P<sign>.)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """kind: "number", "e" (scientific notation), "letter", "word", "text", "command" or "sign"."""
+
+    kind: str
+    text: str
+    spaced: bool = False
+
+
+def clean(text: str) -> str:
+    """The text without what changes no value. Linear in its length."""
+    if len(text) > MAX_CHARS:
+        raise TooHard
+    text = text.strip().strip("*").strip()
+    if not re.search(r"(?<!\\)\\[a-zA-Z]", text):
+        text = _DOUBLED.sub(r"\\", text)
+    text = text.translate(_TRANSLATE)
+    text = _RAISED_RUN.sub(lambda m: "^{" + m.group().translate(_RAISED) + "}", text)
+    text = text.replace("\\$", " ").replace("$", " ")
+    text = re.sub(r"\\[()\[\]]", " ", text)
+    text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m.group()), text)
+    text = _FONT.sub("", _DROP.sub("", text))
+    text = _SPACE.sub(" ", text).strip()
+    text = text.rstrip(" .,;:")
+    text = _TIMES_TEN.sub(r"\\times ", text)
+    if _SPACED.fullmatch(text.lstrip("-+")):
+        text = text.replace(" ", "")
+    return text
+
+
+def tokens(text: str) -> list[Token]:
+    """The tokens of a cleaned text. Raises TooHard where there are too many."""
+    found: list[Token] = []
+    spaced = False
+    for match in _TOKEN.finditer(text):
+        if match["space"]:
+            spaced = True
+            continue
+        found.extend(_of(match, spaced))
+        spaced = False
+        if len(found) > MAX_TOKENS:
+            raise TooHard
+    return found
+
+
+def _of(match: re.Match[str], spaced: bool) -> list[Token]:
+    if match["number"]:
+        if len(match["number"]) > MAX_DIGITS:
+            raise TooHard
+        if match["e"]:
+            return [Token("e", match.group(), spaced)]
+        return [Token("number", match["number"], spaced)]
+    if match["command"]:
+        return [Token("command", _COMMANDS.get(match["command"], match["command"]), spaced)]
+    if match["escaped"]:
+        return [Token("sign", "\\" + match["escaped"], spaced)]
+    if match["row"]:
+        return [Token("sign", "\\\\", spaced)]
+    if match["sign"]:
+        return [Token("sign", match["sign"], spaced)]
+    if match["word"]:
+        return _word(match["word"], spaced)
+    text = " ".join(_SPACE.sub(" ", match["text"] or "").split())
+    if text in ("e", "i"):
+        return [Token("letter", text, spaced)]
+    return [Token("number" if _PLAIN.fullmatch(text) else "text", text, spaced)]
+
+
+_COMMANDS = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
+    "geq": "ge", "geqslant": "ge", "lt": "<", "gt": ">", "neq": "ne", "times": "cdot",
+    "ast": "cdot", "degree": "circ", "lvert": "vert", "rvert": "vert", "mid": "vert",
+    "dbinom": "binom", "tbinom": "binom", "lfloor": "lfloor", "lg": "log", "lbrace": "{",
+    "rbrace": "}", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "infin": "infty",
+}  # fmt: skip
+
+
+def _word(word: str, spaced: bool) -> list[Token]:
+    if len(word) == 1:
+        return [Token("letter", word, spaced)]
+    if word in FUNCTIONS:
+        return [Token("command", FUNCTIONS[word], spaced)]
+    if word in GREEK:
+        return [Token("command", word, spaced)]
+    return [Token("word", word, spaced)]
