@@ -10,9 +10,11 @@ from __future__ import annotations
 KNOWN: dict[str, str] = {
     "truncated": "distill.filter.outcome:Truncated",
     "correct": "distill.filter.outcome:Correct",
+    "majority": "distill.filter.majority:Majority",
     "format": "distill.filter.format:Format",
-    "length": "distill.filter.text:Length",
-    "repetition": "distill.filter.text:Repetition",
+    "thinking": "distill.filter.thinking:Thinking",
+    "length": "distill.filter.length:Length",
+    "repetition": "distill.filter.repetition:Repetition",
     "duplicates": "distill.filter.corpus:Duplicates",
     "near_duplicates": "distill.filter.minhash:NearDuplicates",
     "language": "distill.filter.language:Language",

@@ -1,30 +1,120 @@
-"""The default grader: a reasoning-gym problem by its task's scorer, any other with gold by math."""
+"""The default grader: chooses by what a problem carries.
+
+In this order: a reasoning-gym entry, tests, instructions, a JSON schema, choices (with a gold), a
+gold answer in words (`words`), any other gold answer (`math`). A part is made when a problem needs
+it, so that a recipe of mathematics needs no sandbox and no extra package.
+"""
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from distill.grade.base import Check, StagedGrader
-from distill.grade.gym import KEY, ReasoningGym
+from distill.grade.choice import KEY as CHOICES
+from distill.grade.exact import Words, normalise
+from distill.grade.gym import GYM, INSTRUCTIONS, SCHEMA, ReasoningGym
 from distill.grade.math import Math
 from distill.records import Grade, Problem, Trace
+
+PARTS = {
+    "gym": "distill.grade.gym:ReasoningGym",
+    "instructions": "distill.grade.instructions:Instructions",
+    "json_schema": "distill.grade.schema_json:JsonSchema",
+    "choice": "distill.grade.choice:Choice",
+    "words": "distill.grade.exact:Words",
+    "math": "distill.grade.math:Math",
+}
+"""What `auto` chooses from; `StagedGrader.version` of each says what decides in it."""
+
+BY_KEY = {
+    GYM: "gym",
+    **dict.fromkeys(INSTRUCTIONS, "instructions"),
+    SCHEMA: "json_schema",
+}
+"""The part for a problem with this key in its metadata; the first that is there decides."""
+
+_WORDS = re.compile(r"[^\W\d_]+(?:[ \t]+[^\W\d_]+|['’-][^\W\d_]+|[.](?=[ \t]|$))*")
+_FORMULA = re.compile(
+    r"\b(?:pi|sqrt|sin|cos|tan|cot|sec|csc|arc\w+|log|ln|exp|inf|infinity|infty|frac|cdot|times|deg"
+    r"|degrees?|mod|dx|dy|dt|abs|min|max|gcd|lcm|alpha|beta|gamma|theta|lambda|sigma|omega"
+    r"|half|third|quarter|dozen|hundred|thousand|million|billion|trillion|percent"
+    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty"
+    r"|undefined|none|empty|no solutions?|infinitely)\b",
+    re.IGNORECASE,
+)
+
+
+def is_words(gold: str) -> bool:
+    """Whether a gold answer is made of words: no digit, no LaTeX, no operator, nothing of algebra.
+
+    math-verify reads `Paris` as a product of letters, which makes it equal to `pairs`.
+    """
+    return _worded(gold) and not _FORMULA.search(gold)
+
+
+def _worded(gold: str) -> bool:
+    text = normalise(gold, case=True)
+    if not _WORDS.fullmatch(text):
+        return False
+    return text.casefold() == "no" or any(len(w) >= 3 for w in re.findall(r"[^\W\d_]+", text))
 
 
 class Auto(StagedGrader):
     """Chooses by what the problem carries; its grades are signed by the grader it chose."""
 
     name = "auto"
+    code = "2"
 
     def __init__(self) -> None:
-        self.gym, self.math = ReasoningGym(), Math()
-        self.version = f"1; math {self.math.version}; reasoning_gym {self.gym.version}"
+        self._parts: dict[str, StagedGrader] = {
+            "gym": ReasoningGym(),
+            "words": Words(),
+            "math": Math(),
+        }
+        told = [f"{part.name} {part.version}" for part in self._parts.values()]
+        # Of the optional parts their own code alone: installing a package that no problem here
+        # needs must not make every step anew. Each grade has the versions that decided it.
+        told += [f"{name} {_code(name)}" for name in PARTS if name not in self._parts]
+        self.version = "; ".join([self.code, *told])
+
+    def ready(self, problems: Iterable[Problem]) -> None:
+        """Raises UsageError where a part that these problems need lacks a package or its data."""
+        needed: dict[str, list[Problem]] = {}
+        for problem in problems:
+            part = self.part_for(problem)
+            if part in ("instructions", "json_schema", "code"):
+                needed.setdefault(part, []).append(problem)
+        for part, carrying in needed.items():
+            check = getattr(self._part(part), "ready", None)
+            if check is not None:
+                check(carrying)
+
+    @staticmethod
+    def part_for(problem: Problem) -> str:
+        """The name of the part that judges a problem; '' where there is nothing to judge by."""
+        for key, part in BY_KEY.items():
+            if problem.metadata.get(key):
+                return part
+        if problem.gold is None:
+            return ""
+        if problem.metadata.get(CHOICES):
+            return "choice"
+        return "words" if is_words(problem.gold) else "math"
 
     def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
-        if problem.metadata.get(KEY):
-            return self._tagged("gym", self.gym.quick(problem, trace))
-        if problem.gold is not None:
-            return self._tagged("math", self.math.quick(problem, trace))
-        return self.grade("ungraded", detail="neither reference answer nor scorer")
+        part = self.part_for(problem)
+        if not part:
+            return self.grade("ungraded", detail="neither reference answer nor scorer")
+        if part == "math" and _worded(str(problem.gold)):
+            # "seven" and "undefined" may be said in both ways.
+            told = self._part("words").quick(problem, trace)
+            if isinstance(told, Grade) and told.correct:
+                return told
+        grader = self._part(part)
+        return self.delegated(part, grader, grader.quick(problem, trace))
 
     def check(self, *args: Any) -> Grade:
         part, *rest = args
@@ -33,11 +123,18 @@ class Auto(StagedGrader):
     def warm(self, part: str) -> None:
         self._part(part).warm("")
 
-    def _part(self, part: str) -> ReasoningGym | Math:
-        return self.gym if part == "gym" else self.math
+    def _part(self, part: str) -> StagedGrader:
+        if part not in self._parts:
+            self._parts[part] = _found(part)()
+        return self._parts[part]
 
-    @staticmethod
-    def _tagged(part: str, result: Grade | Check) -> Grade | Check:
-        if isinstance(result, Grade):
-            return result
-        return Check((part, *result.args), (part, result.key), part)
+
+def _found(part: str) -> Any:
+    module, _, name = PARTS[part].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _code(part: str) -> str:
+    """The number of a part's own code, whatever packages it uses."""
+    found = _found(part)
+    return str(getattr(found, "code", "") or found.version)

@@ -27,11 +27,40 @@ class Exact(StagedGrader):
     def __init__(self, *, case: bool = False) -> None:
         self.case = case
 
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether an answer is the gold one."""
+        return normalise(answer, case=self.case) == normalise(gold, case=self.case)
+
     def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
         if problem.gold is None:
             return self.grade("ungraded", detail="the problem has no reference answer")
         answer = final_answer(answer_text(trace), cut=was_cut(trace))
         if answer is None:
             return without_answer(trace, self.name, self.version)
-        equal = normalise(answer, case=self.case) == normalise(problem.gold, case=self.case)
-        return self.grade("correct" if equal else "wrong", answer)
+        return self.grade("correct" if self.equal(problem.gold, answer) else "wrong", answer)
+
+
+class Words(Exact):
+    """`exact` for answers in words: an article before them does not count, nor a reason after yes.
+
+    "The Nile" answers "Nile"; "Yes, because ..." and "True: ..." answer "yes" and "true". Nothing
+    else is left out: "Paris, Texas" does not answer "Paris".
+    """
+
+    name = "words"
+    version = "1"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def equal(self, gold: str, answer: str) -> bool:
+        wanted, said = (_ARTICLE.sub("", normalise(text)) for text in (gold, answer))
+        if wanted in _VERDICTS:
+            match = _VERDICT.match(said)
+            said = match.group(1) if match else said
+        return wanted == said
+
+
+_ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)")
+_VERDICTS = ("yes", "no", "true", "false")
+_VERDICT = re.compile(r"(yes|no|true|false)\s?(?:[,.;:(—–]|- )")

@@ -15,11 +15,17 @@ from distill.grade.base import Check, StagedGrader, version_of
 from distill.grade.extract import answer_text, final_answer, was_cut, without_answer
 from distill.records import Grade, Problem, Trace
 
-KEY = "reasoning_gym"
+KEY = GYM = "reasoning_gym"
 """Where a problem's metadata holds `{task, config, entry}`."""
 
-CARRIED = (KEY, "tests", "choices", "schema", "instructions")
-"""Keys of a problem's metadata, each of which is enough for a rule to grade answers to it."""
+TESTS, SCHEMA = "tests", "schema"
+INSTRUCTIONS = ("instructions", "instruction_id_list")
+
+CARRIED = (GYM, TESTS, *INSTRUCTIONS, SCHEMA)
+"""Keys of a problem's metadata, each of which is enough for a rule to grade answers to it.
+
+Choices are not: without a gold answer nobody knows the right one.
+"""
 
 _TAGS = ("__tuple__", "__set__", "__dict__")
 _scorers: dict[tuple[str, str], Any] = {}

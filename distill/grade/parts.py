@@ -19,8 +19,14 @@ from distill.schema import Grading, PartSpec
 KNOWN = {
     "auto": "distill.grade.auto:Auto",
     "math": "distill.grade.math:Math",
+    "choice": "distill.grade.choice:Choice",
     "exact": "distill.grade.exact:Exact",
+    "words": "distill.grade.exact:Words",
+    "regex": "distill.grade.pattern:Regex",
+    "json_schema": "distill.grade.schema_json:JsonSchema",
+    "instructions": "distill.grade.instructions:Instructions",
     "reasoning_gym": "distill.grade.gym:ReasoningGym",
+    "majority": "distill.grade.majority:Majority",
     "judge": "distill.grade.judge:ModelJudge",
 }
 

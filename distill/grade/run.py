@@ -5,6 +5,7 @@ The rules are asked by `service.Judge`, judge models about what the rules left o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 from distill import child
 from distill.errors import UsageError
 from distill.grade import judge
+from distill.grade.majority import votes_of, with_answer
 from distill.grade.parts import build_all, judges_of, rules_of, specs_of
 from distill.grade.service import Judge
 from distill.grade.tally import Graded, Tally
@@ -91,13 +93,33 @@ def main(payload: Mapping[str, Any]) -> None:
         for part in judges_of(config)
     ]
     tally = Tally(judges)
-    with Judge(config, folder) as rules:
+    with contextlib.ExitStack() as stack:
+        rules = stack.enter_context(Judge(config, folder))
+        _ready(rules, problems.values())
+        votes = votes_of(rules.graders, config, folder)
         graded = _graded(rules, problems, Path(payload["traces"]))
-        write_jsonl(out / "grades.jsonl", tally.over(_judged(graded, judges)))
+        if votes is None:
+            judged = _judged(graded, judges)
+        else:
+            stack.enter_context(votes)
+            judged = votes.over(_judged((with_answer(g, votes) for g in graded), judges))
+        write_jsonl(out / "grades.jsonl", tally.over(judged))
         summary = tally.summary(rules.graders, rules.pool.killed)
+    if votes is not None:
+        summary["majority"] = votes.summary()
+        summary["notes"] += votes.notes()
     summary["seconds"] = round(time.monotonic() - started, 3)
     text = json.dumps(summary, ensure_ascii=False, indent=1)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _ready(rules: Judge, problems: Iterable[Problem]) -> None:
+    """Raise UsageError where a grader lacks what these problems need, before anything is graded."""
+    held = list(problems)
+    for grader in rules.graders:
+        check = getattr(grader, "ready", None)
+        if check is not None:
+            check(held)
 
 
 def _graded(rules: Judge, problems: dict[str, Problem], traces_file: Path) -> Iterator[Graded]:

@@ -17,12 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Graded:
-    """A graded trace. `trace` is kept as long as a judge may have to read it."""
+    """A graded trace. `trace` is kept while a judge may have to read it, `answer` for a vote."""
 
     problem: Problem
     head: dict[str, Any]
     grade: Grade
     trace: Trace | None = None
+    answer: str | None = None
 
 
 class Tally:
