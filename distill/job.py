@@ -21,11 +21,11 @@ from distill.step import Done, Step, Workspace
 
 VERSIONS = {
     "problems": "2",
-    "import": "1",
+    "import": "2",
     "sample": "2",
     "grade": "2",
     "tasks": "1",
-    "filter": "1",
+    "filter": "2",
     "select": "3",
     "train": "1",
     "evaluate": "1",
@@ -119,7 +119,8 @@ class Job:
         if recipe.sampling.want is not None:
             from distill.accept import acceptance_identity
 
-            asked["accept"] = acceptance_identity(recipe.grading, recipe.filters, self.folder)
+            filters = workers.filters_of(recipe, self.folder)
+            asked["accept"] = acceptance_identity(recipe.grading, filters, self.folder)
             if recipe.sampling.budget_cost is not None:
                 asked["prices"] = [recipe.teacher.price_in, recipe.teacher.price_out]
             return {key: value for key, value in asked.items() if key != "n"}
@@ -198,12 +199,13 @@ class Job:
         """Kept or dropped, by which filter and why."""
         from distill.filter.run import filter_traces, filters_identity
 
-        config = {"filters": filters_identity(self.recipe.filters, self.folder)}
+        filters = workers.filters_of(self.recipe, self.folder)
+        config = {"filters": filters_identity(filters, self.folder)}
         inputs = _by_name(problems, traces, grades, tasks)
         return self._do(
             Step("filter", config, inputs, VERSIONS["filter"]),
             lambda out: filter_traces(
-                self.recipe.filters,
+                filters,
                 problems.folder / "problems.jsonl",
                 traces.folder / "traces.jsonl",
                 grades.folder / "grades.jsonl",

@@ -10,6 +10,7 @@ from distill import models
 from distill.errors import UsageError
 from distill.recipe import Recipe
 from distill.resolve import resolve
+from distill.schema import PartSpec
 
 if TYPE_CHECKING:
     from distill.accept import Acceptance
@@ -49,7 +50,22 @@ def build_acceptance(recipe: Recipe, folder: Path) -> Acceptance | None:
         return None
     from distill.accept import Acceptance
 
-    return Acceptance(recipe.grading, recipe.filters, folder)
+    return Acceptance(recipe.grading, filters_of(recipe, folder), folder)
+
+
+def filters_of(recipe: Recipe, folder: Path) -> list[PartSpec]:
+    """The recipe's filters; the student's tokenizer is found for those that count with it."""
+    from distill.filter.length import with_tokenizers
+
+    def base() -> str:
+        if not recipe.student.base:
+            raise UsageError(
+                f"recipe '{recipe.name}' has a filter that counts with the tokenizer of the "
+                "student, and names no student.base"
+            )
+        return str(models.student_entry(models.local(recipe.student.base, folder)).path)
+
+    return with_tokenizers(recipe.filters, folder, base, recipe.train.max_length)
 
 
 def build_student(trainer: str, folder: Path) -> Any:

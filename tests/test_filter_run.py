@@ -211,7 +211,7 @@ def test_identity_changes_with_parameters_and_users_code(tmp_path: Path) -> None
         return filters_identity([PartSpec.model_validate(f) for f in filters], tmp_path)
 
     assert identity("length") != identity({"length": {"min_tokens": 9}})
-    assert identity("length")[0]["version"] == "1"
+    assert identity("truncated")[0]["version"] == "1"
     (tmp_path / "a.py").write_text("def f(p, t, g):\n    return None\n")
     (tmp_path / "b.py").write_text("def f(p, t, g):\n    return 'no'\n")
     assert identity("./a.py:f")[0]["version"] != identity("./b.py:f")[0]["version"]

@@ -16,7 +16,8 @@ from distill.errors import UsageError
 from distill.filter.corpus import Duplicates
 from distill.filter.format import Format
 from distill.filter.outcome import Correct, Truncated
-from distill.filter.text import Length, Repetition, cycle, repeated_share
+from distill.filter.length import Length
+from distill.filter.repetition import Repetition, cycle, repeated_share
 from distill.records import Grade, Problem, Trace
 
 PROBLEM = Problem(messages=({"role": "user", "content": "q"},), gold="4")

@@ -87,15 +87,17 @@ def build(filters: Sequence[PartSpec], folder: Path) -> list[Part]:
 
 
 def filters_identity(filters: Sequence[PartSpec], folder: Path) -> list[dict[str, Any]]:
-    """Name, parameters and code version of each filter: their part of the step's identity."""
-    return [
-        {
-            "name": spec.name,
-            "params": dict(spec.params),
-            "version": code_version(resolve(spec.name, KNOWN, what="filter", folder=folder)),
-        }
-        for spec in filters
-    ]
+    """Name, parameters and code version of each filter: their part of the step's identity.
+
+    A class may say with a classmethod `identity(params)` what stands for its parameters: the hash
+    of a file instead of its path.
+    """
+    identities = []
+    for spec in filters:
+        found = resolve(spec.name, KNOWN, what="filter", folder=folder)
+        params = found.identity(spec.params) if hasattr(found, "identity") else dict(spec.params)
+        identities.append({"name": spec.name, "params": params, "version": code_version(found)})
+    return identities
 
 
 def _with_params(found: Any, name: str, params: Mapping[str, Any]) -> Call:

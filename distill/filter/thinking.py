@@ -1,0 +1,74 @@
+"""The filter for thinking that is none: empty, a phrase, the question again, or the answer."""
+
+from __future__ import annotations
+
+import re
+
+from distill.errors import UsageError
+from distill.filter.text import UNSPACED, quote
+from distill.records import Grade, Problem, Trace
+from distill.thinking import split
+
+RUN = 4
+"""Words in a row by which a passage is recognised in another text."""
+
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+
+
+class Thinking:
+    """Drops traces whose thinking teaches nothing.
+
+    That is: fewer than `min_words` different words or numbers ("Okay, let me think."); or more than
+    `max_copied` of its runs of four words stand in the question, or in the answer. A trace without
+    any thinking is the filter `format`'s affair, and passes here.
+
+    The defaults come from 468 published chains of R1, QwQ and Sky-T1: the shortest sound one has 88
+    words, none takes more than 0.20 of its runs from the question or more than 0.64 from its own
+    answer. They are set far from these, for short tasks have short chains.
+    """
+
+    version = "1"
+
+    def __init__(self, min_words: int = 10, max_copied: float = 0.9) -> None:
+        if min_words < 0 or not 0 < max_copied <= 1:
+            raise UsageError(
+                f"filter 'thinking': min_words = {min_words}, max_copied = {max_copied}",
+                "needs min_words >= 0, 0 < max_copied <= 1",
+            )
+        self.min_words, self.max_copied = min_words, max_copied
+
+    def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
+        parts = split(trace.text)
+        if parts.reasoning is None:
+            return None
+        found = words_of(parts.reasoning)
+        if not found:
+            return "empty thinking"
+        different = len(set(found)) if len(found) < 100 * self.min_words else len(found)
+        if different < self.min_words:
+            return (
+                f"thinking of {different} different words, fewer than {self.min_words}: "
+                f"{quote(parts.reasoning)}"
+            )
+        for name, text in (("question", problem.question), ("answer", parts.answer)):
+            # What is far longer than the other text cannot be a copy of it, loops apart.
+            if len(parts.reasoning) > 4 * len(text) + 1000:
+                continue
+            share = copied(found, words_of(text))
+            if share > self.max_copied:
+                return f"{share:.0%} of the thinking stands in the {name}: {quote(parts.reasoning)}"
+        return None
+
+
+def words_of(text: str) -> list[str]:
+    """Words, numbers and unspaced characters of a text, in lower case."""
+    return _WORD.findall(text.casefold())
+
+
+def copied(found: list[str], other: list[str]) -> float:
+    """The share of runs of `RUN` words of `found` that stand in `other`; 0 for a shorter one."""
+    if len(found) < RUN:
+        return 0.0
+    runs = [tuple(found[at : at + RUN]) for at in range(len(found) - RUN + 1)]
+    there = {tuple(other[at : at + RUN]) for at in range(len(other) - RUN + 1)}
+    return sum(run in there for run in runs) / len(runs)
