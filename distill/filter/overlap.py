@@ -149,6 +149,8 @@ class Overlap:
             if (rewordings is not None and rewordings.count(question)) or shares:
                 doubtful.append(problem)
         passages.settle()
+        if rewordings is not None:
+            rewordings.settle()
         for problem in doubtful:
             question = parse(problem.question)
             hit = passages.find(question)

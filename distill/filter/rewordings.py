@@ -14,11 +14,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
+from functools import lru_cache
 
 from distill.filter.passages import Asked, Hit, cut
-from distill.filter.questions import UNSPACED, Parsed, parse, without_diagrams
+from distill.filter.questions import UNSPACED, Parsed, parse
 
 Features = Mapping[str, int]
+Vector = dict[str, float]
 
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _WORDLIKE = re.compile(rf"[{UNSPACED}]")
@@ -34,11 +36,15 @@ _SPELLED = {word: str(number) for number, word in enumerate(_SPELLED_IN_ORDER.sp
 }
 _MEANINGLESS = ("0", "1")
 """They come and go with the wording: "one of them", "f(x) = 0"."""
+_RENAMED = {"frac", "leq", "geq", "neq"}
+"""What `questions.tokens` calls several commands."""
 _STEM = 5
 _SMALL = 12
 """Up to here a number may be missing on one side: "two of the three friends"."""
 _FULL = 3
 """Numbers that two questions must share to be compared at the plain threshold."""
+_STEP = 0.1
+"""What is asked beyond it for each number that is wanting."""
 _FLAT = 1000
 """Questions as if seen before the first, so that in a small corpus all words weigh the same."""
 
@@ -46,17 +52,21 @@ _FLAT = 1000
 class Rewordings:
     """Finds the evaluation question that a training question says in other words.
 
+    `add` all evaluation questions, `count` every training question, `settle`; then `find`.
+
     Both must have the same numbers (0 and 1 aside, numbers up to twelve also as words; one small
     number may be missing on one side) and be at least `alike` in the cosine of their words and
     of the pairs of neighbours in their formulas, letters taken for one another, each weighted by
-    how rare it is. With fewer than three numbers in common more is asked, up to 1 for none. Of
-    questions of fewer than `n` words, and of those without numbers, the formulas must be the
+    how rare it is. For each number fewer than three that they have in common 0.1 more is asked.
+    Of questions of fewer than `n` words, and of those without numbers, the formulas must be the
     same but for the names of variables.
     """
 
     def __init__(self, alike: float, n: int) -> None:
         self.alike, self.n = alike, n
-        self._asked: list[tuple[Asked, Features]] = []
+        self._asked: list[Asked] = []
+        self._features: list[Features] = []
+        self._vectors: list[Vector] = []
         self._by_numbers: dict[frozenset[str], list[int]] = defaultdict(list)
         self._by_fewer: dict[frozenset[str], list[int]] = defaultdict(list)
         self._holders: Counter[str] = Counter()
@@ -70,47 +80,46 @@ class Rewordings:
         self._by_numbers[held].append(at)
         for fewer in _without_one(held):
             self._by_fewer[fewer].append(at)
-        self._asked.append((asked, features))
+        self._asked.append(asked)
+        self._features.append(features)
         self._holders.update(features.keys())
         self._questions += 1
 
     def count(self, question: Parsed) -> bool:
         """Count the words of a training question; whether `find` can find anything."""
         self._questions += 1
-        self._holders.update(key for key in features_of(question) if key in self._holders)
+        self._holders.update(self._holders.keys() & features_of(question).keys())
         return bool(self._candidates(numbers(question)))
+
+    def settle(self) -> None:
+        """Weigh the words by how rare they are among all questions counted."""
+        self._vectors = [self._unit(features) for features in self._features]
 
     def find(self, question: Parsed) -> Hit | None:
         """The evaluation question that is most alike, or None if none is alike enough."""
-        features, best, found = features_of(question), 0.0, None
+        ours, best, found = self._unit(features_of(question)), 0.0, None
         for at, shared in self._candidates(numbers(question)):
-            asked, theirs = self._asked[at]
-            score = self._cosine(features, theirs)
-            asks = 1 - (1 - self.alike) * min(shared, _FULL) / _FULL
-            if score > best and score >= asks - 1e-9 and self._admits(question, asked, shared):
+            asked, theirs = self._asked[at], self._vectors[at]
+            score = sum(value * theirs[key] for key, value in ours.items() if key in theirs)
+            asks = min(self.alike + _STEP * max(_FULL - shared, 0), 1 - 1e-9)
+            if score > best and score >= asks and self._admits(question, asked, shared):
                 best, found = score, asked
         return _hit(question, found, best) if found else None
 
     def _candidates(self, held: frozenset[str]) -> list[tuple[int, int]]:
-        """(place in `_asked`, numbers in common) of those with the same numbers, or all but one."""
+        """(place in `_asked`, numbers in common less those that one of the two lacks)."""
         found = [(at, len(held)) for at in self._by_numbers.get(held, ())]
         if len(held) >= _FULL:
-            found += [(at, len(held)) for at in self._by_fewer.get(held, ())]
+            found += [(at, len(held) - 1) for at in self._by_fewer.get(held, ())]
         for fewer in _without_one(held):
-            found += [(at, len(fewer)) for at in self._by_numbers.get(fewer, ())]
+            found += [(at, len(fewer) - 1) for at in self._by_numbers.get(fewer, ())]
         return found
 
-    def _cosine(self, ours: Features, theirs: Features) -> float:
-        both = sum(
-            math.sqrt(count * theirs[key]) * self._weight(key) ** 2
-            for key, count in ours.items()
-            if key in theirs
-        )
-        sizes = self._size(ours) * self._size(theirs)
-        return both / math.sqrt(sizes) if sizes else 0.0
-
-    def _size(self, features: Features) -> float:
-        return sum(count * self._weight(key) ** 2 for key, count in features.items())
+    def _unit(self, features: Features) -> Vector:
+        """Root counts by rarity, of length 1."""
+        weighted = {key: math.sqrt(count) * self._weight(key) for key, count in features.items()}
+        size = math.sqrt(sum(value * value for value in weighted.values()))
+        return {key: value / size for key, value in weighted.items()} if size else {}
 
     def _weight(self, key: str) -> float:
         return math.log((self._questions + _FLAT) / (self._holders[key] + 1))
@@ -123,55 +132,55 @@ class Rewordings:
 
 def numbers(question: Parsed) -> frozenset[str]:
     """The distinct numbers of a question, spelled ones included, without 0 and 1."""
-    found = (_number(token) for token in question.words)
-    return frozenset(n for n in found if n[0].isdigit() and n not in _MEANINGLESS)
+    found = (_kind(token) for token in question.words)
+    return frozenset(key for kind, key in found if kind == "number" and key not in _MEANINGLESS)
 
 
 def features_of(question: Parsed) -> Counter[str]:
     """Stems of words, numbers, and neighbours within formulas, with how often each stands there."""
-    found: Counter[str] = Counter()
-    before = ""
-    for kind, _, token in _kinds(question):
-        if kind == "word":
-            found[token[:_STEM]] += 1
+    commands, found, before = _commands(question), [], ""
+    for token in question.tokens:
+        kind, key = _kind(token)
+        if kind == "word" and token not in commands:
+            found.append(key)
             before = ""
             continue
-        if token[0].isdigit():
-            found[token] += 1
+        if kind == "number":
+            found.append(key)
         if before:
-            found[f"{before} {token}"] += 1
-        before = token
-    return found
-
-
-def _kinds(question: Parsed) -> Iterator[tuple[str, str, str]]:
-    """("word" or "formula", token, token to compare) for each; letters of formulas are all "?"."""
-    commands = set(_COMMAND.findall(without_diagrams(question.text)))
-    commands |= {command.lower() for command in commands} | {"frac", "leq", "geq", "neq"}
-    for raw in question.tokens:
-        token = _number(raw)
-        if token[0].isdigit() or not token[0].isalpha() or token in commands:
-            yield "formula", raw, token
-        elif len(token) == 1 and not _WORDLIKE.match(token):
-            yield "formula", raw, "?"
-        else:
-            yield "word", raw, token
+            found.append(f"{before} {key}")
+        before = key
+    return Counter(found)
 
 
 def _formulas(question: Parsed) -> list[str]:
     """The formulas' tokens in order, letters by the order in which they first appear."""
-    names: dict[str, str] = {}
-    return [
-        names.setdefault(raw, f"?{len(names)}") if token == "?" else token
-        for kind, raw, token in _kinds(question)
-        if kind == "formula"
-    ]
+    commands, names, found = _commands(question), dict[str, str](), []
+    for token in question.tokens:
+        kind, key = _kind(token)
+        if kind == "letter":
+            found.append(names.setdefault(token, f"?{len(names)}"))
+        elif kind != "word" or token in commands:
+            found.append(key)
+    return found
 
 
-def _number(token: str) -> str:
+def _commands(question: Parsed) -> set[str]:
+    """LaTeX's commands in a question, which are parts of its formulas."""
+    return {command.casefold() for command in _COMMAND.findall(question.text)} | _RENAMED
+
+
+@lru_cache(100_000)
+def _kind(token: str) -> tuple[str, str]:
+    """What a token is ("number", "letter", "sign" or "word"), and what it is compared by."""
+    token = _SPELLED.get(token, token)
     if token[0].isdigit():
-        return token.rstrip("0").rstrip(".") if "." in token else token
-    return _SPELLED.get(token, token)
+        return "number", token.rstrip("0").rstrip(".") if "." in token else token
+    if not token[0].isalpha():
+        return "sign", token
+    if len(token) == 1 and not _WORDLIKE.match(token):
+        return "letter", "?"
+    return "word", token[:_STEM]
 
 
 def _without_one(held: frozenset[str]) -> Iterator[frozenset[str]]:
