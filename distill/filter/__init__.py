@@ -18,6 +18,8 @@ KNOWN: dict[str, str] = {
     "duplicates": "distill.filter.corpus:Duplicates",
     "near_duplicates": "distill.filter.minhash:NearDuplicates",
     "language": "distill.filter.language:Language",
+    "refusals": "distill.filter.identity:Refusals",
+    "identity": "distill.filter.identity:Identity",
     "overlap": "distill.filter.overlap:Overlap",
 }
 """The names that a recipe's `filters` may use without saying where they are."""
