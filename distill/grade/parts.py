@@ -19,6 +19,7 @@ from distill.schema import Grading, PartSpec
 KNOWN = {
     "auto": "distill.grade.auto:Auto",
     "math": "distill.grade.math:Math",
+    "code": "distill.grade.code:Code",
     "choice": "distill.grade.choice:Choice",
     "exact": "distill.grade.exact:Exact",
     "words": "distill.grade.exact:Words",
