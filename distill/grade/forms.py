@@ -12,13 +12,16 @@ number that is the same at six decimals (here it must agree to a thousandth of i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 
 from distill.grade import forms_float, forms_units
 from distill.grade.forms_exact import Node, Ratio, TooHard, same
+from distill.grade.forms_float import Point
 from distill.grade.forms_read import (
+    ELLIPSIS,
     Based,
     Colons,
     Equation,
@@ -41,7 +44,7 @@ PRECISE = 5
 """A decimal gold with so many significant digits also takes an answer that rounds to it."""
 
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_NOTHING = frozenset("none nothing undefined infinity infinite dne empty".split())
+_COUNTING = frozenset((*_NUMBERS, "half", "third", "quarter", "pi", "twice", "hundred", "thousand"))
 _RADIAN = ("/", ("s", "pi"), ("n", Fraction(180), False))
 
 
@@ -161,27 +164,38 @@ def _rounds_to(gold: Node, a: Fraction, b: Fraction) -> bool:
 
 
 def _apart(gold: Formula, answer: Formula) -> bool:
-    """True where the two are surely different, at some point and in every reading of e and i."""
+    """True where the two are surely different, in every reading of e, i and f(x)."""
     symbols = gold.symbols | answer.symbols
-    if any(name.startswith("call:") for name in symbols):
-        return False
-    e = [forms_float.CONSTANTS["e"], 1.37] if "e" in symbols else [0.0]
-    i = [1j, 1.23] if "i" in symbols else [0.0]
     loose = gold.decimal or answer.decimal
+    points = _points(symbols)
+    if not all(_differ(gold.node, answer.node, point, loose) for point in points):
+        return False
     free = [form.symbols - {"pi", "e", "i"} for form in (gold, answer)]
-    for values in product(e, i):
-        point: dict[str, complex] = {"e": values[0], "i": values[1]}
-        if not _differ(gold.node, answer.node, point, loose):
-            return False
     if bool(free[0]) != bool(free[1]):
         # 5J beside 5 may be a unit: not different where the letters count as 1.
-        ones = {name: 1.0 for name in symbols - {"pi", "e"}}
-        return _differ(gold.node, answer.node, ones, loose)
+        ones = Point({name: 1.0 for name in symbols - {"pi", "e"}}, "symbol")
+        try:
+            return _differ(gold.node, answer.node, ones, loose)
+        except TooHard:
+            return True
     return True
 
 
-def _differ(gold: Node, answer: Node, point: dict[str, complex], loose: bool) -> bool:
-    (u, du), (v, dv) = forms_float.value(gold, point), forms_float.value(answer, point)
+def _points(symbols: frozenset[str]) -> list[Point]:
+    e = [forms_float.CONSTANTS["e"], 1.37] if "e" in symbols else [0.0]
+    i = [1j, 1.23] if "i" in symbols else [0.0]
+    called = any(name.startswith("call:") for name in symbols)
+    calls = forms_float.CALLS if called else ("function",)
+    return [Point({"e": one, "i": two}, call) for one, two, call in product(e, i, calls)]
+
+
+def _differ(gold: Node, answer: Node, point: Point, loose: bool) -> bool:
+    try:
+        (u, du), (v, dv) = forms_float.value(gold, point), forms_float.value(answer, point)
+    except TooHard:
+        if point.spread == forms_float.NARROW:
+            raise
+        return _differ(gold, answer, replace(point, spread=forms_float.NARROW), loose)
     gap, size = abs(u - v), max(abs(u), abs(v))
     if gap <= 1000 * (du + dv) or gap <= 1e-9 * size:
         return False
@@ -240,6 +254,12 @@ def _in_order(gold: list[Form], answer: list[Form]) -> bool | None:
 
 def _as_sets(gold: list[Form], answer: list[Form]) -> bool | None:
     """Both as sets: every value of one is among the others."""
+    dots = [any(isinstance(i, Words) and i.text == ELLIPSIS for i in side) for side in (gold, answer)]
+    if any(dots):
+        ends = [_try(gold[k], answer[k]) for k in (0, -1)]
+        if all(dots):
+            return True if _in_order(gold, answer) else (False if False in ends else None)
+        return None
     if len(gold) == len(answer) and _in_order(gold, answer):
         return True
     if len(gold) > 16 or len(answer) > 16:
@@ -336,7 +356,7 @@ def _end(form: Form) -> float:
     infinite = _infinite(form.node)
     if infinite:
         return infinite * 1e300
-    return forms_float.value(form.node, {})[0].real
+    return forms_float.value(form.node, Point())[0].real
 
 
 def _matrices(gold: Matrix, answer: Matrix) -> bool | None:
@@ -358,13 +378,16 @@ def _named(gold: Form, answer: Form) -> bool | None:
     """`x = 5` beside `5`, `x = 5` and `y = 5`."""
     if isinstance(gold, Named) and isinstance(answer, Named):
         equal = compare(gold.value, answer.value)
-        if gold.name == answer.name or equal is False:
+        if equal is False and gold.name != answer.name and "(" not in gold.name:
+            return _equations(_equation(gold), _equation(answer))
+        if gold.name == answer.name:
             return equal if not (gold.others or answer.others) or equal else None
         return None
     named, other = (gold, answer) if isinstance(gold, Named) else (answer, gold)
     assert isinstance(named, Named)
     if isinstance(other, Equation):
-        return None
+        pair_ = (_equation(named), other)
+        return _equations(*(pair_ if isinstance(gold, Named) else pair_[::-1]))
     turned = isinstance(gold, Named)
     pair: Callable[[Form], bool | None] = lambda value: (
         compare(value, other) if turned else compare(other, value)
@@ -387,10 +410,25 @@ def _words(gold: Words, answer: Words) -> bool | None:
 def _words_formula(words: Words, other: Formula) -> bool | None:
     if words.text in _NUMBERS:
         return formulas(Formula(("n", Fraction(_NUMBERS.index(words.text)), False)), other)
-    if other.symbols - {"pi"} or _infinite(other.node):
+    if other.symbols - {"pi", "e", "i"} or _infinite(other.node):
         return None
+    value = other.exact.rational if other.exact else None
     spoken = set(words.text.split())
-    return None if spoken & {*_NUMBERS, *_NOTHING, "half", "third", "pi", "no"} else False
+    if value == 0 or spoken & _COUNTING or words.text == ELLIPSIS:
+        return None
+    return False
+
+
+def _words_values(words: Words, other: Many | Sequenced | Matrix) -> bool | None:
+    """Words beside several numbers: another answer, unless they count or say "all"."""
+    if isinstance(other, Matrix) or getattr(other, "certain", False):
+        return None
+    plain = all(isinstance(item, (Formula, Sequenced)) for item in other.items)
+    infinite = any(isinstance(i, Formula) and _infinite(i.node) for i in other.items)
+    spoken = set(words.text.split())
+    if not plain or infinite or len(other.items) < 2 or words.text == ELLIPSIS:
+        return None
+    return None if spoken & (_COUNTING | {"all", "every", "any"}) else False
 
 
 def _based(gold: Based, answer: Based) -> bool | None:
@@ -419,16 +457,51 @@ def _rational(form: Form) -> Fraction:
     return value
 
 
+def _equation(named: Named) -> Equation:
+    if named.left is None or named.others or not isinstance(named.value, Formula):
+        raise TooHard
+    return Equation(named.left, named.value)
+
+
 def _equations(gold: Equation, answer: Equation) -> bool | None:
-    """Equal where one side minus the other is a multiple of the same for both."""
-    one = Formula(("+", gold.left.node, ("-", gold.right.node))).exact
-    other = Formula(("+", answer.left.node, ("-", answer.right.node))).exact
-    if one is None or other is None or not one.above or not other.above:
+    """Equal where left minus right is a multiple of the same; different where solved apart."""
+    sides = [Formula(("+", e.left.node, ("-", e.right.node))) for e in (gold, answer)]
+    one, other = sides[0].exact, sides[1].exact
+    if one and other and one.above and other.above and one.below == other.below:
+        ratios = {other.above.get(m, Fraction(0)) / c for m, c in one.above.items()}
+        if len(one.above) == len(other.above) and len(ratios) == 1 and ratios != {Fraction(0)}:
+            return True
+    if any(side.decimal for side in sides):
         return None
-    if len(one.above) != len(other.above) or one.below != other.below:
+    symbols = sides[0].symbols & sides[1].symbols - {"pi", "e", "i"}
+    points = _points(sides[0].symbols | sides[1].symbols)
+    for name in sorted(symbols)[:8]:
+        if not name.startswith("call:"):
+            solved = [[_solved(side.node, name, point) for side in sides] for point in points]
+            if all(a is not None and b is not None and _far(a, b) for a, b in solved):
+                return False
+    return None
+
+
+def _far(one: complex, other: complex) -> bool:
+    return abs(one - other) > 1e-6 * (abs(one) + abs(other))
+
+
+def _solved(node: Node, name: str, point: Point) -> complex | None:
+    """Where an equation that is linear in a symbol puts it; None where it is not linear."""
+    at = (0.7, 1.1, 1.9)
+    try:
+        values = [
+            forms_float.value(node, replace(point, values={**point.values, name: x})) for x in at
+        ]
+    except TooHard:
         return None
-    ratios = {other.above.get(m, Fraction(0)) / c for m, c in one.above.items()}
-    return True if len(ratios) == 1 and ratios != {Fraction(0)} else None
+    (f, df), (g, dg), (h, dh) = values
+    slope, again = (g - f) / (at[1] - at[0]), (h - g) / (at[2] - at[1])
+    size = abs(slope) + abs(again)
+    if abs(slope - again) > 1e-9 * size or size < 1e-6 or 1000 * (df + dg + dh) > 1e-7 * size:
+        return None
+    return at[0] - f / slope
 
 
 _RULES: tuple[tuple[tuple[type, type], Callable[..., bool | None]], ...] = (
@@ -445,6 +518,8 @@ _RULES: tuple[tuple[tuple[type, type], Callable[..., bool | None]], ...] = (
     ((Matrix, Formula), _matrix_formula),
     ((Words, Words), _words),
     ((Words, Formula), _words_formula),
+    ((Words, Many), _words_values),
+    ((Words, Sequenced), _words_values),
     ((Based, Based), _based),
     ((Colons, Colons), _colons),
     ((Equation, Equation), _equations),

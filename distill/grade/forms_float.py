@@ -1,8 +1,9 @@
 """Values of formulas in floating point, each with a bound on its error.
 
 This only ever shows that two formulas are different: where their values at the same point are
-further apart than both errors. Symbols get fixed values between 0.4 and 1.6 that depend on their
-names without regard to case.
+further apart than both errors. Symbols get fixed values that depend on their names without regard
+to case. `f(x)` may be a function, a product or another way to write the symbol `f`: a point
+says which.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import cmath
 import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from distill.grade.forms_exact import Node, TooHard
 
@@ -36,42 +38,64 @@ _DERIVED = {
 }
 
 
-def symbol(name: str) -> float:
-    """The fixed value of a symbol."""
-    return 0.4 + 1.2 * (zlib.crc32(name.lower().encode()) % 99_991) / 99_991
+CALLS = ("function", "product", "symbol")
+"""The ways to read `f(x)`."""
+
+WIDE, NARROW = 1.2, 0.01
+"""How far symbols' values spread: the narrow ones bear high powers."""
 
 
-def value(node: Node, point: Mapping[str, complex]) -> Bounded:
-    """The value where the symbols in `point` have those values. Raises TooHard."""
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where formulas are compared: values of symbols, the spread of others, what a call is."""
+
+    values: Mapping[str, complex] = field(default_factory=dict)
+    calls: str = "function"
+    spread: float = WIDE
+
+    def of(self, name: str) -> complex:
+        """The value of a symbol."""
+        if name in self.values:
+            return self.values[name]
+        if name in CONSTANTS:
+            return CONSTANTS[name]
+        share = (zlib.crc32(name.lower().encode()) % 99_991) / 99_991
+        return 1 + self.spread * (share - 0.5)
+
+
+def value(node: Node, point: Point) -> Bounded:
+    """The value at a point, with its error. Raises TooHard."""
     try:
         return _checked(node, point)
     except (OverflowError, ZeroDivisionError, ValueError):
         raise TooHard from None
 
 
-def _checked(node: Node, point: Mapping[str, complex]) -> Bounded:
+def _checked(node: Node, point: Point) -> Bounded:
     found, error = _value(node, point)
     if not (math.isfinite(found.real) and math.isfinite(found.imag) and math.isfinite(error)):
         raise TooHard
     return found, error
 
 
-def _value(node: Node, point: Mapping[str, complex]) -> Bounded:
+def _value(node: Node, point: Point) -> Bounded:
     found, error = _apply(node, point)
     return found, error + TINY
 
 
-def _apply(node: Node, point: Mapping[str, complex]) -> Bounded:
+def _apply(node: Node, point: Point) -> Bounded:
     kind = node[0]
     if kind == "n":
         number = complex(float(node[1]))
         return number, EPSILON * abs(number)
     if kind == "s":
-        name = node[1]
-        number = complex(point[name] if name in point else CONSTANTS.get(name, symbol(name)))
+        number = complex(point.of(node[1]))
         return number, EPSILON * abs(number)
     if kind == "f":
-        return _function(node[1], [_value(part, point) for part in node[2:]])
+        arguments = [_value(part, point) for part in node[2:]]
+        if node[1].startswith("call:"):
+            return _call(node[1][5:], arguments[0], point)
+        return _function(node[1], arguments)
     if kind not in ("+", "-", "*", "/", "^", "!", "binom"):
         raise TooHard
     parts = [_value(part, point) for part in node[1:]]
@@ -91,6 +115,18 @@ def _apply(node: Node, point: Mapping[str, complex]) -> Bounded:
     if kind == "^":
         return _power((a, da), (b, db))
     raise TooHard
+
+
+def _call(name: str, argument: Bounded, point: Point) -> Bounded:
+    (x, error), factor = argument, complex(point.of(name))
+    if point.calls == "symbol":
+        return factor, EPSILON
+    if point.calls == "product":
+        return factor * x, abs(factor) * error + EPSILON * abs(factor * x)
+    if x.imag:
+        raise TooHard
+    # Some smooth function that belongs to the name.
+    return complex(2 + math.sin(3 * factor.real * x.real + factor.real)), 5 * error + 8 * EPSILON
 
 
 def _divide(left: Bounded, right: Bounded) -> Bounded:

@@ -13,10 +13,12 @@ from distill.grade.forms_exact import HALF, Node, TooHard
 from distill.grade.forms_tokens import FUNCTIONS, GREEK, Token
 
 MAX_DEPTH = 40
+_STARTS = frozenset(("frac", "binom", "infty", "lfloor", "lceil", "dot", "ddot", "dddot"))
 CALLED = frozenset("fghFGHPQRTuvWyY")
 """Letters before a parenthesis that are more likely functions than factors."""
 
 _CLOSE = {"(": ")", "[": "]", "{": "}"}
+_ENGLISH = frozenset("and or no not if for is are of all any so in on to max min mod gcd lcm det".split())
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 
 
@@ -24,14 +26,25 @@ def formula(tokens: Sequence[Token], sign: int = 1) -> Node:
     """The node of all tokens. Raises TooHard for anything that is not one plain formula."""
     parser = _Parser(tokens, sign)
     node = parser.sum()
-    if parser.at < len(tokens):
+    if parser.peek() is not None:
         raise TooHard
     return node
 
 
+def _letters(token: Token) -> list[Token]:
+    """A short raw word is a product of symbols; what reads as a word is not mathematics."""
+    if token.kind != "word":
+        return [token]
+    if len(token.text) > 3 or token.text.lower() in _ENGLISH:
+        raise TooHard
+    spaced = [token.spaced, False, False]
+    return [Token("letter", c, s) for c, s in zip(token.text, spaced, strict=False)]
+
+
 class _Parser:
     def __init__(self, tokens: Sequence[Token], sign: int) -> None:
-        self.tokens, self.sign = tokens, sign
+        self.tokens = [letter for token in tokens for letter in _letters(token)]
+        self.sign = sign
         self.at = self.depth = self.bars = 0
 
     def peek(self, ahead: int = 0) -> Token | None:
@@ -106,14 +119,14 @@ class _Parser:
             if before.kind in ("number", "e"):
                 raise TooHard
             # x2 may be a subscript or a power; (x)2 and \pi 2 are products.
-            if before.kind in ("letter", "word"):
+            if before.kind == "letter":
                 raise TooHard
             return True
         if token.kind == "sign":
             return token.text in ("(", "[", "{") or (token.text == "|" and not self.bars)
         if token.kind == "command":
             known = token.text in GREEK or token.text in FUNCTIONS.values()
-            return known or token.text in ("frac", "binom", "infty", "lfloor", "lceil")
+            return known or token.text in _STARTS
         return True
 
     def factor(self) -> Node:
@@ -175,11 +188,6 @@ class _Parser:
             return self.command(token)
         if token.kind == "letter":
             return self.letter(token.text)
-        if token.kind == "word" and len(token.text) <= 3:
-            node = ("s", token.text[0])
-            for character in token.text[1:-1]:
-                node = ("*", node, ("s", character))
-            return ("*", node, self.letter(token.text[-1]))
         raise TooHard
 
     def bracketed(self, token: Token) -> Node:
@@ -265,12 +273,22 @@ class _Parser:
         raise TooHard
 
     def letter(self, name: str) -> Node:
-        name = self.subscripted(name)
-        if self.sees("sign", "'"):
-            raise TooHard
+        name = self.primed(self.subscripted(name))
         if self.sees("sign", "("):
             return self.call_or_product(name)
         return ("s", name)
+
+    def primed(self, name: str) -> str:
+        """A derivative is a symbol of its own."""
+        while True:
+            texts = [token.text for token in self.tokens[self.at : self.at + 4]]
+            if texts[:1] == ["'"]:
+                self.at += 1
+            elif texts == ["^", "{", "prime", "}"]:
+                self.at += 4
+            else:
+                return name
+            name += "'"
 
     def subscripted(self, name: str) -> str:
         if not self.take("sign", "_"):
@@ -311,6 +329,11 @@ class _Parser:
             return ("inf",)
         if name in GREEK:
             return self.letter(name)
+        if name in ("dot", "ddot", "dddot"):
+            inner = self.argument()
+            if inner[0] != "s":
+                raise TooHard
+            return self.letter(inner[1] + "'" * (len(name) - 2))
         if name in ("lfloor", "lceil"):
             node = self.sum()
             if not self.take("command", "r" + name[1:]):

@@ -17,6 +17,7 @@ from distill.grade.forms_parse import decimal, formula, names
 from distill.grade.forms_tokens import Token, clean, tokens
 
 MAX_ITEMS = 40
+ELLIPSIS = "..."
 _MERGED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 _SIGNED_E = re.compile(r"(?<=\d)[eE](?=[-+]\d)")
@@ -116,6 +117,7 @@ class Named:
     name: str
     value: Form
     others: list[Form] = field(default_factory=list)
+    left: Formula | None = None
 
 
 @dataclass(slots=True)
@@ -304,7 +306,11 @@ def _equal(pieces: Sequence[Sequence[Token]]) -> Form:
     values = [_value(piece) for piece in pieces[1:]]
     if isinstance(values[-1], (Words, Named)):
         raise TooHard
-    return Named("".join(token.text for token in first), values[-1], values[:-1])
+    try:
+        left: Formula | None = Formula(formula(first))
+    except TooHard:
+        left = None
+    return Named("".join(token.text for token in first), values[-1], values[:-1], left)
 
 
 def _under(found: Sequence[Token]) -> list[bool]:
@@ -355,7 +361,9 @@ def _value(found: Sequence[Token]) -> Form:
     words = _words(found)
     if words is not None:
         return words
-    first, last = found[0], found[-1]
+    first = found[0]
+    if all(token.text in (".", "ldots", "dots", "cdots") for token in found):
+        return Words(ELLIPSIS)
     if first.kind == "command" and first.text == "begin":
         return _matrix(found)
     if first.kind == "sign" and first.text in ("(", "[", "{", "\\{") and _encloses(found):
@@ -370,8 +378,6 @@ def _value(found: Sequence[Token]) -> Form:
         and first.text.isdigit()
     ):
         return _based(found)
-    if last.text == "}" and False:
-        raise TooHard
     return _formula(found)
 
 

@@ -53,6 +53,10 @@ _TEXT = r"\\(?:text|mathrm|mbox|textbf|textit|textrm|textnormal|textup|hbox|emph
 _RAISED_RUN = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _TIMES_TEN = re.compile(r"(?<=[\d.])\s*[xX]\s*(?=10\s*\^)")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,)\s*\d{3})+(?!\d)")
+_DERIVATIVE = re.compile(
+    r"\\frac\{d(?:\^\{?(?P<n>[23])\}?)?(?P<y>[A-Za-z]|\\[a-zA-Z]+)(?P<sub>_\w|_\{\w+\})?(?P<of>\([a-z]\))?\}"
+    r"\{d\s*(?P<x>[a-z])(?:\^\{?[23]\}?)?\}"
+)
 _SPACED = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d])")
 _PLAIN = re.compile(r"\d{1,99}(?:\.\d{1,99})?")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
@@ -87,12 +91,20 @@ def clean(text: str) -> str:
     text = re.sub(r"\\[()\[\]]", " ", text)
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m.group()), text)
     text = _FONT.sub("", _DROP.sub("", text))
+    text = _DERIVATIVE.sub(_derivative, text)
     text = _SPACE.sub(" ", text).strip()
     text = text.rstrip(" .,;:")
     text = _TIMES_TEN.sub(r"\\times ", text)
     if _SPACED.fullmatch(text.lstrip("-+")):
         text = text.replace(" ", "")
     return text
+
+
+def _derivative(match: re.Match[str]) -> str:
+    r"""`\frac{d^2y}{dt^2}` as `\ddot{y}`."""
+    dots = "d" * (int(match["n"] or 1) - 1)
+    inner = match["y"] + (match["sub"] or "")
+    return f"\\{dots}dot{{{inner}}}" + (match["of"] or "") if match["x"] == "t" else match.group()
 
 
 def tokens(text: str) -> list[Token]:
@@ -118,7 +130,7 @@ def _of(match: re.Match[str], spaced: bool) -> list[Token]:
             return [Token("e", match.group(), spaced)]
         return [Token("number", match["number"], spaced)]
     if match["command"]:
-        return [Token("command", _COMMANDS.get(match["command"], match["command"]), spaced)]
+        return _command(match["command"], spaced)
     if match["escaped"]:
         return [Token("sign", "\\" + match["escaped"], spaced)]
     if match["row"]:
@@ -140,6 +152,19 @@ _COMMANDS = {
     "dbinom": "binom", "tbinom": "binom", "lfloor": "lfloor", "lg": "log", "lbrace": "{",
     "rbrace": "}", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "infin": "infty",
 }  # fmt: skip
+
+
+def _command(name: str, spaced: bool) -> list[Token]:
+    name = _COMMANDS.get(name, name)
+    if name in GREEK or len(name) < 3:
+        return [Token("command", name, spaced)]
+    for size in (1, 2, 3):
+        # `\\pit`: the space after a command was lost on the way.
+        head, tail = name[:-size], name[-size:]
+        if head in GREEK or head in ("cdot", "times", "lceil", "lfloor", "rho"):
+            command = Token("command", _COMMANDS.get(head, head), spaced)
+            return [command, *(Token("letter", letter) for letter in tail)]
+    return [Token("command", name, spaced)]
 
 
 def _word(word: str, spaced: bool) -> list[Token]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from distill.grade.base import Check, StagedGrader, version_of
 from distill.grade.extract import answer_text, final_answer, last_boxed, was_cut, without_answer
+from distill.grade.forms import settle
 from distill.records import Grade, Problem, Trace
 
 MAX_LENGTH = 2000
@@ -83,15 +84,13 @@ def quick_equal(gold: str, answer: str) -> bool | None:
     wanted, chosen = re.fullmatch(r"\(?([A-Z])\)?", left), _CHOICE.fullmatch(right)
     if wanted and chosen:
         return wanted[1] in chosen.groups()
-    if _LIST.search(gold) or _LIST.search(answer):
-        return None
     a, b = number(left), number(right)
-    if a is None or b is None:
-        return None
-    if a == b:
-        return True
-    # A rounded decimal may stand for a fraction: that is math-verify's decision.
-    return False if _short_decimal(a) and _short_decimal(b) else None
+    if a is not None and b is not None and not (_LIST.search(gold) or _LIST.search(answer)):
+        if a == b:
+            return True
+        if _short_decimal(a) and _short_decimal(b):
+            return False
+    return settle(gold, answer)
 
 
 def _short_decimal(value: Fraction) -> bool:
@@ -166,7 +165,7 @@ class Math(StagedGrader):
 
     def __init__(self) -> None:
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
-        self.version = ", ".join(["1", *(version_of(p) for p in packages)])
+        self.version = ", ".join(["2", *(version_of(p) for p in packages)])
 
     def warm(self, part: str) -> None:
         sympy_equal("\\frac{1}{2}", "0.5")
