@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from distill.errors import DataError, UsageError
 from distill.filter.passages import Hit, Passages
-from distill.filter.questions import generated_by, parse
+from distill.filter.questions import Parsed, generated_by, parse
 from distill.filter.rewordings import Rewordings, numbers
 from distill.records import Grade, Problem, Trace, write_jsonl
 
@@ -79,15 +79,19 @@ class Overlap:
         self.alike, self.siblings = alike, siblings
         self.limits = {False: max_share, True: max_heldout_share}
         self.hits: dict[str, Hit] = {}
+        self.texts: dict[str, tuple[str, str]] = {}
+        """(source, question) of the problems in `hits`."""
         self.kept_siblings = 0
         self.notes: list[str] = []
-        self._problems: Mapping[str, Problem] = {}
 
     def begin(
         self, problems: Mapping[str, Problem], tasks: Mapping[str, Sequence[Problem]]
     ) -> None:
-        """Compare all training problems with all evaluation problems, once."""
-        self.hits, self.notes, self.kept_siblings, self._problems = {}, [], 0, problems
+        """Compare all training problems with all evaluation problems, once.
+
+        Raises DataError where too large a share of a source overlaps.
+        """
+        self.hits, self.texts, self.notes, self.kept_siblings = {}, {}, [], 0
         if not any(tasks.values()):
             self.notes.append("overlap: no evaluation problems were given, nothing was compared")
             return
@@ -98,86 +102,88 @@ class Overlap:
                 entry = passages.add(problem, task)
                 if entry and rewordings:
                     rewordings.add(entry)
-        self._compare(problems, passages, rewordings)
+        total = self._compare(problems, passages, rewordings)
         self.notes += passages.notes()
         if self.kept_siblings:
             self.notes.append(
                 f"overlap: {self.kept_siblings} problems share a passage with an evaluation "
                 "problem but have other numbers, and were kept (siblings: keep)"
             )
-        self._check_shares(problems)
+        self._check_shares(total)
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         hit = self.hits.get(problem.id)
         return hit.reason if hit else None
 
     def write(self, out: Path) -> None:
-        """Write `overlaps.jsonl`: both texts and what they share, for a person to read."""
+        """Write `overlaps.jsonl`: both texts and what they share, for a person to read.
+
+        Of two such filters in one chain the later one's file stays.
+        """
         write_jsonl(out / FILE, self.rows())
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per training problem that overlaps, in the order of the problems."""
-        for key, problem in self._problems.items():
-            hit = self.hits.get(key)
-            if hit is not None:
-                yield {
-                    "problem_id": key,
-                    "source": problem.source,
-                    "task": hit.asked.task,
-                    "eval_problem_id": hit.asked.problem_id,
-                    "rule": hit.rule,
-                    "score": round(hit.score, 4),
-                    "matched": hit.matched,
-                    "train_text": problem.question,
-                    "eval_text": hit.asked.text,
-                }
+        """One row per training problem that overlaps."""
+        for key, hit in self.hits.items():
+            source, text = self.texts[key]
+            yield {
+                "problem_id": key,
+                "source": source,
+                "task": hit.asked.task,
+                "eval_problem_id": hit.asked.problem_id,
+                "rule": hit.rule,
+                "score": round(hit.score, 4),
+                "matched": hit.matched,
+                "train_text": text,
+                "eval_text": hit.asked.text,
+            }
 
     def _compare(
         self, problems: Mapping[str, Problem], passages: Passages, rewordings: Rewordings | None
-    ) -> None:
+    ) -> Counter[str]:
+        """Find the hits; the number of problems per source is returned."""
+        total: Counter[str] = Counter()
         # How rare a passage is depends on all questions; only a few need the second look.
-        doubtful: list[Problem] = []
+        doubtful: list[tuple[str, str, str]] = []
         for problem in problems.values():
+            total[problem.source] += 1
+            text = problem.question
             instance = generated_by(problem)
             if instance:
-                hit = passages.find_instance(instance)
-                if hit:
-                    self.hits[problem.id] = hit
+                self._enter(problem.id, problem.source, text, passages.find_instance(instance))
                 continue
-            question = parse(problem.question)
+            question = parse(text)
             shares = passages.count(question)
             if (rewordings is not None and rewordings.count(question)) or shares:
-                doubtful.append(problem)
+                doubtful.append((problem.id, problem.source, text))
         passages.settle()
         if rewordings is not None:
             rewordings.settle()
-        for problem in doubtful:
-            question = parse(problem.question)
+        for key, source, text in doubtful:
+            question = parse(text)
             hit = passages.find(question)
-            if hit and self.siblings == "keep" and self._are_siblings(problem, hit):
+            if hit and self.siblings == "keep" and _are_siblings(question, hit):
                 self.kept_siblings += 1
                 hit = None
             if hit is None and rewordings is not None:
                 hit = rewordings.find(question)
-            if hit:
-                self.hits[problem.id] = hit
+            self._enter(key, source, text, hit)
+        return total
 
-    def _are_siblings(self, problem: Problem, hit: Hit) -> bool:
-        """True if each of the two has a number that the other has not."""
-        ours, theirs = (numbers(parse(text)) for text in (problem.question, hit.asked.text))
-        return hit.rule != "equal" and bool(ours - theirs) and bool(theirs - ours)
+    def _enter(self, key: str, source: str, text: str, hit: Hit | None) -> None:
+        if hit is not None:
+            self.hits[key], self.texts[key] = hit, (source, text)
 
-    def _check_shares(self, problems: Mapping[str, Problem]) -> None:
-        total = Counter(p.source for p in problems.values())
+    def _check_shares(self, total: Mapping[str, int]) -> None:
         found: dict[tuple[str, bool], list[str]] = defaultdict(list)
         for key, hit in self.hits.items():
-            found[problems[key].source, hit.asked.task == HELDOUT].append(key)
+            found[self.texts[key][0], hit.asked.task == HELDOUT].append(key)
         for (source, heldout), keys in found.items():
             limit = self.limits[heldout]
             if limit is None or len(keys) <= max(2, limit * total[source]):
                 continue
             shown = "\n".join(
-                f"    {problems[k].question[:90]!r}: {self.hits[k].reason}" for k in keys[:3]
+                f"    {self.texts[k][1][:90]!r}: {self.hits[k].reason}" for k in keys[:3]
             )
             key = "max_heldout_share" if heldout else "max_share"
             tasks = ", ".join(sorted({self.hits[k].asked.task for k in keys}))
@@ -189,3 +195,9 @@ class Overlap:
                 "with other numbers and may stay, `siblings: keep`; if all is as it should be, "
                 f"allow it with `overlap: {{{key}: null}}`",
             )
+
+
+def _are_siblings(question: Parsed, hit: Hit) -> bool:
+    """True if each of the two has a number that the other has not."""
+    ours, theirs = numbers(question), numbers(parse(hit.asked.text))
+    return hit.rule != "equal" and bool(ours - theirs) and bool(theirs - ours)

@@ -81,6 +81,9 @@ def filter_traces(
             run.pool = stack.enter_context(FilterPool(setting, chain, workers=workers, most=most))
         run.all(lambda part: _begin(part, asked, tasks))
         verdicts = write_jsonl(out / "verdicts.jsonl", ledger.verdicts())
+        for part in chain:
+            if hasattr(part.call, "write"):
+                part.call.write(out)
     own_notes = [note for part in chain for note in getattr(part.call, "notes", [])]
     for note in ledger.notes():
         log.warning(note)
