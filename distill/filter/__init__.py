@@ -15,6 +15,7 @@ KNOWN: dict[str, str] = {
     "thinking": "distill.filter.thinking:Thinking",
     "length": "distill.filter.length:Length",
     "repetition": "distill.filter.repetition:Repetition",
+    "difficulty": "distill.filter.difficulty:Difficulty",
     "duplicates": "distill.filter.corpus:Duplicates",
     "near_duplicates": "distill.filter.minhash:NearDuplicates",
     "language": "distill.filter.language:Language",
