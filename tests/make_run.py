@@ -9,13 +9,16 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill import scores
+from distill.choose import for_validation
 from distill.recipe import Recipe
 from distill.records import Example, Grade, Problem, Trace, Verdict, to_row, write_jsonl
 from distill.report.words import clean
+from distill.select import HELD_BACK
 
 STEPS = ("problems", "sample", "grade", "tasks", "filter", "select", "train", "evaluate")
 FILTERS = ("truncated", "correct", "format", "length", "repetition", "duplicates", "overlap")
@@ -81,6 +84,7 @@ class _Maker:
         self.heldout = [self._problem(i) for i in range(count, count + max(count // 4, 8))]
         self.traces, self.grades = self._sample()
         self.verdicts = self._filter()
+        self.held = for_validation((p.id for p in self.problems), 0.1)
         self.final = self._select()
 
     def step(self, step: str) -> dict[str, Any]:
@@ -179,6 +183,8 @@ class _Maker:
                     filter="select",
                     reason="the problem already has 1 trace",
                 )
+            elif verdict.kept and verdict.problem_id in self.held:
+                verdict = replace(verdict, reason=HELD_BACK)
             seen[verdict.problem_id] += verdict.kept
             final.append(verdict)
         return final
@@ -226,7 +232,16 @@ class _Maker:
         ]
         write_jsonl(folder / "grades.jsonl", rows)
         outcomes = Counter(g.outcome for g in self.grades)
-        return {"traces": len(rows), "outcomes": dict(outcomes), "seconds": 2.5, "notes": []}
+        judge = {"model": "referee-7b" + self.evil, "questions": 40, "correct": 25, "wrong": 13}
+        judge |= {"error": 2, "disagreed": 5, "wanted": 120, "failed": 1, "cost": 0.02}
+        judge |= {"completion_tokens": 9_000}
+        return {
+            "traces": len(rows),
+            "outcomes": dict(outcomes),
+            "judges": [judge],
+            "seconds": 2.5,
+            "notes": [],
+        }
 
     def _write_tasks(self, folder: Path) -> dict[str, Any]:
         write_jsonl(folder / "heldout.jsonl", self.heldout)
@@ -240,6 +255,13 @@ class _Maker:
             "kept": sum(v.kept for v in self.verdicts),
             "dropped": {f: dropped[f] for f in FILTERS},
             "solo": {f: dropped[f] + 3 * bool(dropped[f]) for f in FILTERS},
+            "marginal": {f: max(0, dropped[f] - 2) for f in FILTERS},
+            "measured": {
+                "length": {"tokens": {"mean": 1234.5, "p10": 310, "p50": 900, "p90": 2950}},
+                "language" + self.evil: {
+                    "share": {"mean": 0.9876, "p10": 0.95, "p50": 1.0, "p90": 1.0}
+                },
+            },
             "notes": [],
         }
 
@@ -254,12 +276,38 @@ class _Maker:
                     *by_id[t.problem_id].messages,
                     {"role": "assistant", "content": t.text},
                 ),
+                source=by_id[t.problem_id].source,
             )
             for t, v in zip(self.traces, self.final, strict=True)
             if v.kept
         ]
-        write_jsonl(folder / "dataset.jsonl", examples)
-        return {"traces": len(self.final), "selected": len(examples), "notes": []}
+        splits = {
+            "train": [e for e in examples if e.problem_id not in self.held],
+            "validation": [e for e in examples if e.problem_id in self.held],
+        }
+        for split, name in (("train", "dataset"), ("validation", "validation")):
+            write_jsonl(folder / f"{name}.jsonl", splits[split])
+        by_source = Counter(e.source for e in examples)
+        return {
+            "traces": len(self.final),
+            "selected": len(examples),
+            "problems": len(examples),
+            "left_out": {"per_problem": sum(v.filter == "select" for v in self.final)},
+            "tokens": 300 * len(examples),
+            "by_source": {
+                name: {"traces": 2 * n, "kept": n + 9, "selected": n, "problems": n}
+                for name, n in by_source.items()
+            },
+            "mix": {
+                name: {"wanted": 0.5, "available": n + 4, "selected": n}
+                for name, n in by_source.items()
+            },
+            "splits": {
+                name: {"examples": len(some), "problems": len(some), "tokens": 300 * len(some)}
+                for name, some in splits.items()
+            },
+            "notes": [],
+        }
 
     def _write_train(self, folder: Path) -> dict[str, Any]:
         write_jsonl(
@@ -276,7 +324,7 @@ class _Maker:
         ]
         _write(folder / "preflight.json", {"checked": 32, "failed": 0, "example": example})
         return {
-            "examples": sum(v.kept for v in self.final),
+            "examples": sum(v.kept and v.reason != HELD_BACK for v in self.final) - 1,
             "left_out_too_long": 1,
             "tokens": 81234,
             "trained_tokens": 60321,

@@ -19,7 +19,7 @@ from distill.report import Report, charts, markdown, words, write_report
 from distill.report.build import collect
 from distill.report.markdown import render_markdown
 from distill.report.page import render_page
-from distill.report.traces import Ledger, funnel, lengths, pass_rates
+from distill.report.traces import Ledger, Told, funnel, lengths, pass_rates
 from tests.make_run import HOSTILE, STEPS, make_run
 
 
@@ -73,10 +73,21 @@ def test_funnel_accounts_for_every_trace(report: Report) -> None:
     assert f["start"] == 240
     assert f["start"] - sum(stage["dropped"] for stage in f["stages"]) == f["end"]
     assert f["adds_up"]
-    dataset = report.path.parent.parent / "steps/select-pock00000000/dataset.jsonl"
-    assert f["end"] == sum(1 for _ in read_jsonl(dataset))
-    assert [s["filter"] for s in f["stages"]][:2] == ["truncated", "correct"]
-    assert f["stages"][-1]["filter"] == "select"
+    folder = report.path.parent.parent / "steps/select-pock00000000"
+    files = [folder / f"{name}.jsonl" for name in ("dataset", "validation")]
+    train, validation = (sum(1 for _ in read_jsonl(path)) for path in files)
+    by_name = {s["filter"]: s for s in f["stages"]}
+    assert [*by_name][:2] == ["truncated", "correct"]
+    assert [*by_name][-3:] == ["select", "validation", "too long"]
+    assert by_name["select"]["left"] == train + validation
+    assert by_name["validation"]["dropped"] == validation > 0
+    assert by_name["validation"]["left"] == train == f["end"] + 1
+    assert sum(f["outcomes"].values()) == 240
+    correct = by_name["correct"]
+    assert (correct["solo"], correct["marginal"]) == (
+        correct["dropped"] + 3,
+        correct["dropped"] - 2,
+    )
 
 
 def test_funnel_that_does_not_add_up_is_said(tmp_path: Path) -> None:
@@ -94,7 +105,8 @@ def test_pass_rates_count_problems_before_and_after(report: Report) -> None:
     rates = report.numbers["pass_rates"]
     assert rates["labels"] == ["0", "1", "2", "3", "4"]
     assert sum(rates["before"]) == 60
-    assert sum(rates["after"]) == report.numbers["funnel"]["end"]
+    select = next(s for s in report.numbers["funnel"]["stages"] if s["filter"] == "select")
+    assert sum(rates["after"]) == select["left"]
     assert rates["after"][0] == 0
 
 
@@ -126,18 +138,52 @@ def test_every_length_falls_into_one_bin(tokens: list[int]) -> None:
     assert len(found["edges"]) <= 27
 
 
-@given(st.lists(st.sampled_from(["", "a", "b", "unknown", "select"]), max_size=40))
+@given(st.lists(st.sampled_from(["", "held", "a", "b", "unknown", "select"]), max_size=40))
 def test_funnel_adds_up_for_any_verdicts(filters: list[str]) -> None:
     ledger = Ledger()
     for i, name in enumerate(filters):
         ledger.judged.add(("p", i))
         ledger.tokens["p", i] = 1
-        if name:
+        if name == "held":
+            ledger.held.add(("p", i))
+        elif name:
             ledger.dropped["p", i] = (name, "why")
-    found = funnel(ledger, ["a", "b"], {}, filters.count(""))
+    kept = filters.count("")
+    told = Told(order=["a", "b"], selected=kept + filters.count("held"), examples=kept)
+    found = funnel(ledger, told)
     assert found["adds_up"]
-    assert found["end"] == filters.count("")
+    assert found["end"] == kept
     assert sum(s["dropped"] for s in found["stages"]) == len(filters) - found["end"]
+
+
+@pytest.mark.parametrize(
+    ("told", "outcomes", "gap"),
+    [
+        (Told(selected=2), 3, "2 examples selected, but kept 3"),
+        (Told(selected=3, examples=4), 3, "4 examples in the training set, but verdicts that"),
+        (Told(fitted=2), 3, "2 examples trained on, but here are left 3"),
+        (Told(), 2, "2 grades, but verdicts on 3"),
+    ],
+)
+def test_every_gap_of_the_funnel_is_named(told: Told, outcomes: int, gap: str) -> None:
+    ledger = Ledger(judged={("p", i) for i in range(3)})
+    ledger.outcomes = {("p", i): "correct" for i in range(outcomes)}
+    found = funnel(ledger, told)
+    assert not found["adds_up"]
+    assert found["gaps"][0].startswith(gap)
+
+
+def test_judges_measures_and_the_mix_are_on_the_page_and_in_the_markdown(report: Report) -> None:
+    page = html.unescape(read(report, "report.html"))
+    text = html.unescape(read(report, "report.md"))
+    for cell in ("referee-7b", "0.988", "training set", "kept from training", "only it drops"):
+        assert cell in page, cell
+        assert cell in text, cell
+    assert "| chain\\_sum | 50.0% |" in text
+    assert "Mix of sources" in page
+    n = report.numbers["selection"]["splits"]["validation"]["examples"]
+    assert f"- validation: {n} examples of {n} problems" in text
+    assert "graded" in page
 
 
 def test_headline_is_the_gain_over_the_stronger_base(report: Report) -> None:

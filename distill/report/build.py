@@ -18,6 +18,7 @@ from distill.manifest import hide_argument, hide_secrets
 from distill.records import read_jsonl
 from distill.report import results as evaluation
 from distill.report import traces
+from distill.report.data_tables import left_out
 from distill.report.words import clean, clip
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 PIPELINE = ("problems", "sample", "grade", "tasks", "filter", "select", "train", "evaluate")
 CURVE_POINTS = 400
+FILTERING = ("measured", "overlaps", "errors")
+"""What the report takes of the filter step's summary besides the funnel."""
 
 
 @dataclass
@@ -155,16 +158,12 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
     pool = source.folder("sample", "import")
     problems = source.folder("problems", "import")
     sampled = source.summary("sample", "import")
-    selected = source.summary("select").get("selected")
     stages = None
     shown: list[dict[str, Any]] = []
     if ledger.judged:
-        named = [part.get("name", "") for part in recipe.get("filters") or []]
-        order = list(source.summary("filter").get("dropped") or named)
-        solo = source.summary("filter").get("solo") or {}
-        stages = traces.funnel(ledger, order, solo, selected)
-        if not stages["adds_up"]:
-            text = "the funnel does not add up: traces, verdicts and data set disagree"
+        stages = traces.funnel(ledger, _told(source, recipe))
+        for gap in stages["gaps"]:
+            text = f"the funnel does not add up: {gap}"
             source.notes.append({"step": "report", "note": text})
             log.warning("%s: %s", source.run_dir, text)
         if pool and problems:
@@ -177,6 +176,7 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
         "problems": _without_notes(source.summary("problems", "import")),
         "sampling": _without_notes(sampled),
         "grading": _without_notes(source.summary("grade")),
+        "filtering": {k: source.summary("filter").get(k) or {} for k in FILTERING},
         "selection": _without_notes(source.summary("select")),
         "origin": "imported" if "import" in source.steps else "sampled",
         "funnel": stages,
@@ -184,6 +184,33 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
         "lengths": traces.lengths(ledger),
         "traces": shown,
     }
+
+
+def _told(source: Source, recipe: Mapping[str, Any]) -> traces.Told:
+    """What the steps say about the funnel."""
+    filtered, selected = source.summary("filter"), source.summary("select")
+    trained, select = source.summary("train"), source.folder("select")
+    named = [part.get("name", "") for part in recipe.get("filters") or []]
+    dataset = select / "dataset.jsonl" if select else None
+    return traces.Told(
+        order=list(filtered.get("dropped") or named),
+        solo=filtered.get("solo") or {},
+        marginal=filtered.get("marginal") or {},
+        problems=source.summary("problems", "import").get("problems"),
+        failed=int(source.summary("sample", "import").get("failed") or 0),
+        left_out=left_out(selected),
+        selected=selected.get("selected"),
+        examples=count_rows(dataset) if dataset and dataset.is_file() else None,
+        fitted=trained.get("examples"),
+        too_long=int(trained.get("left_out_too_long") or 0),
+        bad=int(trained.get("left_out_bad") or 0),
+    )
+
+
+def count_rows(path: Path) -> int:
+    """Lines of a JSONL file of ours."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _evaluation(source: Source) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

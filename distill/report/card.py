@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from distill.errors import ModelError, StoreError
-from distill.report import say, tables, words
+from distill.report import data_tables, say, tables, words
 from distill.report.markdown import code_block, escape, facts, table
 from distill.report.write import Report
 from distill.step import DONE, write_atomically
@@ -175,7 +175,7 @@ def _data(numbers: Mapping[str, Any]) -> list[str]:
         dropping = [s["filter"] for s in numbers["funnel"]["stages"] if s["dropped"]]
         parts.append(escape(say.funnel(numbers)))
         parts.append(escape(f"Filters that dropped traces: {', '.join(dropping) or 'none'}."))
-    parts.append(table(tables.sources_table(numbers["problems"])))
+    parts.append(table(data_tables.sources_table(numbers["problems"])))
     return parts
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distill.report import say, tables, words
+from distill.report import data_tables, say, tables, words
 from distill.report.tables import Table
 
 
@@ -93,11 +93,11 @@ def _results(n: Mapping[str, Any]) -> list[str]:
 
 
 def _data(n: Mapping[str, Any]) -> list[str]:
-    parts = ["## Data", table(tables.sources_table(n["problems"]))]
-    parts += [escape(say.adaptive(n)), table(tables.stops_table(n["sampling"]))]
-    parts.append(table(tables.limits_table(n["sampling"])))
+    parts = ["## Data", table(data_tables.sources_table(n["problems"]))]
+    parts += [escape(say.adaptive(n)), table(data_tables.stops_table(n["sampling"]))]
+    parts.append(table(data_tables.limits_table(n["sampling"])))
     if n["funnel"]:
-        parts += [escape(say.funnel(n)), table(tables.funnel_table(n["funnel"], n["origin"]))]
+        parts += [escape(say.funnel(n)), table(data_tables.funnel_table(n["funnel"], n["origin"]))]
     else:
         parts.append("No trace was filtered in this run.")
     rates = n["pass_rates"]
@@ -108,9 +108,14 @@ def _data(n: Mapping[str, Any]) -> list[str]:
         parts.append(table(Table(columns, cells, numeric=frozenset({1, 2}))))
     if n["lengths"]:
         parts.append(f"Lengths in {n['lengths']['unit']}:")
-        parts.append(table(tables.lengths_table(n["lengths"], n["origin"])))
-    parts.append(table(tables.outcomes_table(n["grading"])))
-    parts.append(facts(tables.sampling_facts(n["sampling"])))
+        parts.append(table(data_tables.lengths_table(n["lengths"], n["origin"])))
+    parts.append(table(data_tables.outcomes_table(n["grading"])))
+    parts.append(table(data_tables.judges_table(n["grading"])))
+    parts.append(table(data_tables.measured_table(n["filtering"])))
+    parts.append(facts(data_tables.selection_facts(n["selection"], n["recipe"])))
+    parts.append(table(data_tables.shares_table(n["selection"])))
+    parts.append(table(data_tables.kept_table(n["selection"])))
+    parts.append(facts(data_tables.sampling_facts(n["sampling"])))
     return parts
 
 

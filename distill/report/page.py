@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from distill.report import charts, say, tables, words
+from distill.report import charts, data_tables, say, tables, words
 from distill.report.tables import Table
 
 KEY_FILES = (".safetensors", "problems.jsonl", "traces.jsonl", "dataset.jsonl", "results.json")
@@ -30,7 +30,7 @@ def render_page(numbers: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(say=say, tables=tables, words=words)
+    environment.globals.update(say=say, tables=tables, data_tables=data_tables, words=words)
     style = resources.files("distill.report").joinpath("style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         n=numbers,

@@ -96,15 +96,14 @@ def funnel(numbers: Numbers) -> str:
     """The two ends of the funnel, what never entered it, and whether the files agree."""
     data, failed = numbers["funnel"], (numbers["sampling"] or {}).get("failed") or 0
     share = percent(data["end"] / data["start"]) if data["start"] else percent(0.0)
-    text = (
-        f"{plural(data['start'], 'trace')} went in, {count(data['end'])} ({share}) were selected "
-        f"for training."
-    )
+    missing = set(numbers["missing_steps"])
+    fate = "passed the filters" if "select" in missing else "were selected for training"
+    text = f"{plural(data['start'], 'trace')} went in, {count(data['end'])} ({share}) {fate}."
     if failed:
         text = f"{plural(failed, 'request')} failed and gave no trace. {text}"
     if data["adds_up"]:
         return text + " Every trace in between is accounted for."
-    return text + " The steps in between do NOT add up: files of this run disagree."
+    return f"{text} The steps in between do NOT add up: {'; '.join(data['gaps'])}."
 
 
 def adaptive(numbers: Numbers) -> str:

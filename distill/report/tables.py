@@ -1,4 +1,7 @@
-"""The report's tables, once: the page and the Markdown print the same cells."""
+"""The report's tables, once: the page and the Markdown print the same cells.
+
+Those on problems, traces and the training set are in `data_tables`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from distill.report.words import (
     money,
     p_value,
     percent,
-    plural,
     points,
     role_name,
     short_count,
@@ -32,7 +34,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
-    bars: Sequence[float] = field(default_factory=list)
+    bars: Sequence[float | None] = field(default_factory=list)
     strong: frozenset[int] = frozenset()
 
 
@@ -153,138 +155,26 @@ def changes_table(rows: Sequence[Numbers], against: str | None) -> Table | None:
     return Table(columns, cells, numeric=frozenset({1, 2}))
 
 
-def funnel_table(funnel: Numbers, origin: str) -> Table:
-    """From the sampled traces to the selected ones; `left` of the last row is the data set."""
-    start = max(funnel["start"], 1)
-    rows = [[origin, "", count(funnel["start"]), "", ""]]
-    bars = [1.0]
-    for stage in funnel["stages"]:
-        alone = "" if stage["solo"] is None else count(stage["solo"])
-        example = shorten(stage.get("example", ""), 110)
-        rows.append(
-            [stage["filter"], count(stage["dropped"]), count(stage["left"]), alone, example]
-        )
-        bars.append(stage["left"] / start)
-    columns = ["filter", "dropped", "left", "would drop alone", "reason, of one example"]
-    if all(not row[3] for row in rows):
-        columns.pop(3)
-        rows = [row[:3] + row[4:] for row in rows]
-    return Table(columns, rows, numeric=frozenset(range(1, len(columns) - 1)), bars=bars)
-
-
-def sources_table(problems: Numbers | None) -> Table | None:
-    """Where the problems came from and what was lost on the way in."""
-    sources = (problems or {}).get("sources") or {}
-    if not isinstance(sources, Mapping) or not sources:
-        return None
-    keys = ["rows", "problems", "duplicates", "without_gold", "bad", "heldout"]
-    titles = ["rows", "problems", "duplicates", "without answer", "unreadable", "held out"]
-    rows = [
-        [str(label), *(count(s.get(k)) for k in keys), s.get("licence") or "not stated"]
-        for label, s in sources.items()
-    ]
-    return Table(["source", *titles, "licence"], rows, numeric=frozenset(range(1, 7)))
-
-
-def outcomes_table(grading: Numbers | None) -> Table | None:
-    """How the grader judged the traces."""
-    outcomes = (grading or {}).get("outcomes") or {}
-    total = sum(outcomes.values())
-    if not total:
-        return None
-    rows = [[name, count(n), percent(n / total)] for name, n in outcomes.items() if n]
-    rows.sort(key=lambda row: -outcomes[row[0]])
-    return Table(["outcome", "traces", "share"], rows, numeric=frozenset({1, 2}))
-
-
-def lengths_table(lengths: Numbers, origin: str) -> Table:
-    """Quantiles of the lengths."""
-    rows = []
-    for name, title in (("before", origin), ("after", "trained on")):
-        q = lengths[name]["quantiles"]
-        if q:
-            keys = ("n", "mean", "p5", "p50", "p95", "max")
-            rows.append([title, *(count(q[k]) for k in keys)])
-    columns = ["traces", "number", "mean", "5%", "median", "95%", "longest"]
-    return Table(columns, rows, numeric=frozenset(range(1, 7)))
-
-
-def sampling_facts(sampling: Numbers | None) -> list[tuple[str, str]]:
-    """What the sampler did, or what was imported."""
-    s = sampling or {}
-    facts = [
-        ("teacher", str(s.get("teacher") or "")),
-        ("served as", ", ".join(str(name) for name in s.get("served_models") or [] if name)),
-        ("traces wanted", _count(s, "wanted")),
-        ("bought", _count(s, "bought")),
-        ("reused from the pool", _count(s, "reused")),
-        ("failed requests", _count(s, "failed")),
-        ("cut off at the limit", _count(s, "truncated")),
-        ("tokens written", _tokens(s, "completion_tokens")),
-        ("tokens bought", _tokens(s, "tokens_bought")),
-        ("tokens per second", _count(s, "tokens_per_second")),
-        ("cost", money(s["cost"]) if s.get("cost") else ""),
-        ("equal text on a repeat", _promise(s.get("deterministic"))),
-        ("generation key", str(s.get("generation_key") or "")),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-STOPS = {
-    "enough": "has the accepted traces that were wanted",
-    "most": "was sampled as often as allowed",
-    "hopeless": "given up: going on is not worth the tokens",
-    "failed": "its requests failed",
-    "budget": "the shared budget was spent",
-}
-"""Why adaptive sampling was done with a problem (`stopped` of the step's summary), in words."""
-
-
-def stops_table(sampling: Numbers | None) -> Table | None:
-    """With adaptive sampling: how many problems ended for which reason."""
-    stopped = (sampling or {}).get("stopped") or {}
-    total = sum(stopped.values())
-    if not total:
-        return None
-    names = [*(name for name in STOPS if name in stopped), *(n for n in stopped if n not in STOPS)]
-    rows = [
-        [name, STOPS.get(name, ""), count(stopped[name]), percent(stopped[name] / total)]
-        for name in names
-    ]
-    return Table(["stopped", "why", "problems", "share"], rows, numeric=frozenset({2, 3}))
-
-
-def limits_table(sampling: Numbers | None) -> Table | None:
-    """What each growing limit of tokens brought; None where there was one limit only."""
-    found = (sampling or {}).get("limits") or []
-    if len(found) < 2:
-        return None
-    keys = ("limit", "asked", "ended", "cut", "tokens")
-    rows = [[count(row.get(key)) for key in keys] for row in found]
-    columns = ["limit of tokens", "asked", "ended", "cut off", "new tokens"]
-    return Table(columns, rows, numeric=frozenset(range(5)))
-
-
 def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
     """What the trainer did."""
     t = training or {}
     facts = [
         ("method", str(t.get("method") or "")),
-        ("parameters", _tokens(t, "params")),
-        ("trained parameters", _tokens(t, "trainable_params")),
-        ("examples", _count(t, "examples")),
-        ("left out as too long", _count(t, "left_out_too_long")),
-        ("tokens, an epoch", _tokens(t, "tokens")),
-        ("tokens in the loss", _tokens(t, "trained_tokens")),
-        ("epochs", _plain(t, "epochs")),
-        ("updates", _count(t, "updates")),
+        ("parameters", tokens_of(t, "params")),
+        ("trained parameters", tokens_of(t, "trainable_params")),
+        ("examples", count_of(t, "examples")),
+        ("left out as too long", count_of(t, "left_out_too_long")),
+        ("tokens, an epoch", tokens_of(t, "tokens")),
+        ("tokens in the loss", tokens_of(t, "trained_tokens")),
+        ("epochs", plain_of(t, "epochs")),
+        ("updates", count_of(t, "updates")),
         ("final loss", decimal(t["final_loss"]) if t.get("final_loss") is not None else ""),
         ("time", duration(t["seconds"]) if t.get("seconds") is not None else ""),
-        ("tokens per second", _count(t, "tokens_per_second")),
+        ("tokens per second", count_of(t, "tokens_per_second")),
         ("device", str(t.get("device") or "")),
         ("precision", str(t.get("precision") or "")),
         ("template", str(t.get("template") or "")),
-        ("positions", _plain(t, "positions")),
+        ("positions", plain_of(t, "positions")),
     ]
     return [(name, value) for name, value in facts if value]
 
@@ -325,26 +215,17 @@ def headline_facts(numbers: Numbers) -> list[tuple[str, str]]:
     return facts
 
 
-def traces_caption(trace: Numbers, unit: str) -> str:
-    """One line over a trace that is shown."""
-    fate = "" if trace["kept"] else f"by {trace['filter']}: {shorten(trace['reason'], 120)} · "
-    return f"{fate}graded {trace['outcome']} · {plural(trace['length'], unit.rstrip('s'))}"
-
-
-def _count(data: Numbers, key: str) -> str:
+def count_of(data: Numbers, key: str) -> str:
+    """A count of a summary; empty where it is not there."""
     return count(data[key]) if data.get(key) is not None else ""
 
 
-def _tokens(data: Numbers, key: str) -> str:
+def tokens_of(data: Numbers, key: str) -> str:
+    """A number of tokens or parameters, shortened; empty where it is not there or zero."""
     # Published traces come without counts, which the import step writes as zero.
     return short_count(data[key]) if data.get(key) else ""
 
 
-def _plain(data: Numbers, key: str) -> str:
+def plain_of(data: Numbers, key: str) -> str:
+    """A number as it is; empty where it is not there."""
     return f"{data[key]:g}" if isinstance(data.get(key), int | float) else ""
-
-
-def _promise(deterministic: bool | None) -> str:
-    if deterministic is None:
-        return ""
-    return "promised by the engine" if deterministic else "not promised by the engine"

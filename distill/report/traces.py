@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distill.records import Problem, read_jsonl, read_records
 from distill.report.words import clip
+from distill.select import HELD_BACK
 from distill.thinking import split
 
 Key = tuple[str, int]
@@ -32,11 +33,17 @@ class Ledger:
     dropped: dict[Key, tuple[str, str]] = field(default_factory=dict)
     """Filter and reason of the dropped ones."""
     judged: set[Key] = field(default_factory=set)
+    held: set[Key] = field(default_factory=set)
+    """Selected ones that the validation split keeps from training."""
     unit: str = "tokens"
 
     @property
     def kept(self) -> list[Key]:
         return [key for key in self.judged if key not in self.dropped]
+
+    @property
+    def trained(self) -> list[Key]:
+        return [key for key in self.kept if key not in self.held]
 
 
 def read_ledger(pool: Path | None, grade: Path | None, verdicts: Path | None) -> Ledger:
@@ -57,36 +64,97 @@ def read_ledger(pool: Path | None, grade: Path | None, verdicts: Path | None) ->
         ledger.judged.add(key)
         if not row.get("kept"):
             ledger.dropped[key] = (str(row.get("filter") or "?"), str(row.get("reason") or ""))
+        elif row.get("reason") == HELD_BACK:
+            ledger.held.add(key)
     return ledger
 
 
-def funnel(
-    ledger: Ledger, order: Iterable[str], solo: Mapping[str, int], selected: int | None
-) -> dict[str, Any]:
-    """From all sampled traces to the selected ones, one row for each filter, with an example.
+@dataclass(frozen=True)
+class Told:
+    """What the steps' own summaries say about the way from problems to training, to be checked.
 
-    `solo` is how many traces a filter would drop alone. `adds_up` is False where the files
-    disagree, which the report must say.
+    `order` are the filters; `solo` and `marginal` are what each would drop alone, and what no
+    other drops. `selected` and `examples` (rows of the training set) are None before `select`,
+    `too_long` and `bad` (left out by the trainer) and `fitted` before training.
+    """
+
+    order: Sequence[str] = ()
+    solo: Mapping[str, int] = field(default_factory=dict)
+    marginal: Mapping[str, int] = field(default_factory=dict)
+    problems: int | None = None
+    failed: int = 0
+    left_out: str = ""
+    selected: int | None = None
+    examples: int | None = None
+    fitted: int | None = None
+    too_long: int = 0
+    bad: int = 0
+
+
+def funnel(ledger: Ledger, told: Told) -> dict[str, Any]:
+    """From all sampled traces to those trained on, one row for each stage, with an example.
+
+    `gaps` says where the files and the summaries disagree; empty if every trace is accounted for.
     """
     drops = Counter(name for name, _ in ledger.dropped.values())
-    examples: dict[str, tuple[str, Key, str]] = {}
-    for key, (name, reason) in ledger.dropped.items():
-        candidate = (lot(key), key, reason)
-        examples[name] = min(examples.get(name, candidate), candidate)
-    names = list(dict.fromkeys([*order, *sorted(drops.keys() - {"select"})]))
+    examples = _examples(ledger)
+    names = list(dict.fromkeys([*told.order, *sorted(drops.keys() - {"select"})]))
     if "select" in drops:
         names = [name for name in names if name != "select"] + ["select"]
+    rows = [(name, drops[name], examples.get(name)) for name in names]
+    rows = [(n, d, told.left_out or e if n == "select" else e) for n, d, e in rows]
+    held = len(ledger.held)
+    rows += [("validation", held, "kept from training, to measure on")] if held else []
+    rows += [("too long", told.too_long, "longer than train.max_length")] if told.too_long else []
+    rows += [("untrainable", told.bad, "see the notes of the training")] if told.bad else []
     left = start = len(ledger.judged)
     stages = []
-    for name in names:
-        left -= drops[name]
-        stage = {"filter": name, "dropped": drops[name], "left": left, "solo": solo.get(name)}
-        if name in examples:
-            stage["example"] = examples[name][2]
-        stages.append(stage)
-    end = left if selected is None else selected
-    adds_up = left == end and start == (len(ledger.tokens) or start)
-    return {"start": start, "stages": stages, "end": end, "adds_up": adds_up}
+    for name, dropped, example in rows:
+        left -= dropped
+        effects = {"solo": told.solo.get(name), "marginal": told.marginal.get(name)}
+        stage = {"filter": name, "dropped": dropped, "left": left, **effects}
+        stages.append(stage | ({"example": example} if example else {}))
+    outcomes, gaps = Counter(ledger.outcomes.values()), _gaps(ledger, told, left)
+    return {
+        "problems": told.problems,
+        "failed": told.failed,
+        "start": start,
+        "outcomes": dict(outcomes.most_common()),
+        "stages": stages,
+        "end": left,
+        "adds_up": not gaps,
+        "gaps": gaps,
+    }
+
+
+def _examples(ledger: Ledger) -> dict[str, str]:
+    """The reason of one dropped trace for each filter, drawn by hash."""
+    found: dict[str, tuple[str, str]] = {}
+    for key, (name, reason) in ledger.dropped.items():
+        candidate = (lot(key), reason)
+        found[name] = min(found.get(name, candidate), candidate)
+    return {name: reason for name, (_, reason) in found.items()}
+
+
+def _gaps(ledger: Ledger, told: Told, end: int) -> list[str]:
+    """Every place where a number of the funnel is not what another file says."""
+    judged, kept = len(ledger.judged), len(ledger.kept)
+    checks = [
+        (len(ledger.tokens) or judged, judged, "traces, but verdicts on"),
+        (len(ledger.outcomes) or judged, judged, "grades, but verdicts on"),
+        (kept if told.selected is None else told.selected, kept, "examples selected, but kept"),
+        (
+            len(ledger.trained) if told.examples is None else told.examples,
+            len(ledger.trained),
+            "examples in the training set, but verdicts that keep",
+        ),
+        (
+            end if told.fitted is None else told.fitted,
+            end,
+            "examples trained on, but here are left",
+        ),
+    ]
+    return [f"{one:,} {what} {other:,}" for one, other, what in checks if one != other]
 
 
 def pass_rates(ledger: Ledger) -> dict[str, Any] | None:
@@ -132,7 +200,7 @@ def lengths(ledger: Ledger, bins: int = 24) -> dict[str, Any] | None:
     if not ledger.tokens:
         return None
     everything = sorted(ledger.tokens.values())
-    chosen = sorted(ledger.tokens.get(key, 0) for key in ledger.kept)
+    chosen = sorted(ledger.tokens.get(key, 0) for key in ledger.trained)
     width = _round_width(everything[-1] / bins)
     edges = [width * k for k in range(everything[-1] // width + 2)]
     result: dict[str, Any] = {"unit": ledger.unit, "edges": edges}
@@ -165,7 +233,7 @@ def choose_traces(ledger: Ledger, stages: Iterable[Mapping[str, Any]]) -> dict[K
     by_filter: dict[str, list[Key]] = defaultdict(list)
     for key, (name, _) in ledger.dropped.items():
         by_filter[name].append(key)
-    busy = sorted((s for s in stages if s["dropped"]), key=lambda s: -s["dropped"])
+    busy = sorted((s for s in stages if s["filter"] in by_filter), key=lambda s: -s["dropped"])
     for stage in busy[:DROPPED_SHOWN]:
         chosen[min(by_filter[stage["filter"]], key=lot)] = stage["filter"]
     return chosen
