@@ -10,7 +10,7 @@ import hashlib
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.errors import UsageError
@@ -52,6 +52,7 @@ class Code(StagedGrader):
     """
 
     name = "code"
+    code = "1"
 
     def __init__(
         self,
@@ -75,13 +76,18 @@ class Code(StagedGrader):
         self.tolerance = tolerance
         self.timeout_s = self.limits.deadline_s + START_S
         inside = python or image or f"Python {sys.version_info[0]}.{sys.version_info[1]}"
-        self.version = f"1, {sandbox}, {inside}, {test_s:g} s, {memory_mb} MiB"
+        self.version = f"{self.code}, {sandbox}, {inside}, {test_s:g} s, {memory_mb} MiB"
         if not lazy:
             self.require()
 
     def require(self) -> Sandbox:
         """The sandbox, tried out once in this process. Raises UsageError where it does not work."""
         return open_sandbox(*self.setting)
+
+    def ready(self, problems: Iterable[Problem]) -> None:
+        """Raises UsageError where one of the problems needs a sandbox and there is none."""
+        if any(problem.metadata.get(KEY) for problem in problems):
+            self.require()
 
     def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
         held = problem.metadata.get(KEY)

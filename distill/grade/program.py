@@ -137,20 +137,20 @@ def completed(prompt: str, body: str) -> str:
         "\n".join([f"    {lines[0].strip()}", *inner[1:]]),
         "\n".join(inner),
     )
+    before = _statements(prompt)
     for reading in readings:
         whole = f"{prompt.rstrip()}\n{reading}\n"
-        try:
-            tree = ast.parse(whole)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        if len(tree.body) and _has_work(tree):
+        after = _statements(whole)
+        if len(after) >= len(before) > 0 and after[len(before) - 1] > before[-1]:
             return whole
     return f"{prompt.rstrip()}\n{textwrap.indent(stripped, '    ')}\n"
 
 
-def _has_work(tree: ast.Module) -> bool:
-    """Whether the last function does more than carry its docstring."""
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return bool(functions) and len(functions[-1].body) > (
-        ast.get_docstring(functions[-1]) is not None
-    )
+def _statements(source: str) -> list[int]:
+    """How many statements each one at the top level holds; empty for what does not compile."""
+    try:
+        compile(source, "<answer>", "exec", dont_inherit=True)
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    return [len(getattr(node, "body", ())) for node in tree.body]

@@ -8,6 +8,7 @@ the sandbox is: bubblewrap, a container, or a service over HTTP.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import marshal
@@ -119,10 +120,8 @@ def frame(message: Any) -> bytes:
 def read_report(output: Output) -> Report:
     """The report of a job. Raises SandboxFailed where it does not begin or end as it should."""
     rows = []
-    try:
+    with contextlib.suppress(ValueError):
         rows = [json.loads(line) for line in output.report.splitlines()]
-    except ValueError:
-        pass
     if not rows or "ready" not in rows[0]:
         raise SandboxFailed(
             f"the sandbox did not start (exit code {output.code})"
@@ -204,7 +203,9 @@ def communicate(command: Sequence[str], job: bytes, limits: Limits, **popen: Any
 
 def _pump(process: subprocess.Popen[bytes], job: bytes, until: float) -> tuple[bytes, bytes]:
     """Feed stdin, gather stdout and the end of stderr, never more than there is room for."""
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
     report, complaint, view = bytearray(), b"", memoryview(job)
     with selectors.DefaultSelector() as ready:
         for stream, event in (

@@ -24,10 +24,12 @@ NOBODY = "65534"
 
 LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib32", "/usr/lib64")
 
-ASK = (
-    "import json, sys, importlib.util; print(json.dumps([getattr(sys, '_base_executable', '') or sys.executable, "
-    "sys.executable, sys.base_prefix, sys.prefix, importlib.util.MAGIC_NUMBER.hex()]))"
-)
+ASK = """
+import importlib.util, json, sys
+base = getattr(sys, "_base_executable", "") or sys.executable
+magic = importlib.util.MAGIC_NUMBER.hex()
+print(json.dumps([base, sys.executable, sys.base_prefix, sys.prefix, magic]))
+"""
 
 
 class Bubblewrap:

@@ -27,8 +27,8 @@ FAMILIES = (1, 2, 10)
 """AF_UNIX, AF_INET, AF_INET6."""
 
 _X86_64 = (
-    "ptrace 101 syslog 103 personality 135 pivot_root 155 acct 163 chroot 161 mount 165 umount2 166 "
-    "swapon 167 swapoff 168 reboot 169 init_module 175 delete_module 176 quotactl 179 "
+    "ptrace 101 syslog 103 personality 135 pivot_root 155 acct 163 chroot 161 mount 165 "
+    "umount2 166 swapon 167 swapoff 168 reboot 169 init_module 175 delete_module 176 quotactl 179 "
     "shmget 29 shmat 30 shmctl 31 semget 64 semop 65 semctl 66 msgget 68 msgsnd 69 msgrcv 70 "
     "msgctl 71 mq_open 240 mq_unlink 241 kexec_load 246 add_key 248 request_key 249 keyctl 250 "
     "unshare 272 perf_event_open 298 fanotify_init 300 name_to_handle_at 303 "

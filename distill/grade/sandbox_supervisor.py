@@ -24,7 +24,7 @@ TYPE_CHECKING = False  # typing takes longer to import than all the rest
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional
 
-# ruff: noqa: UP006, UP007, UP035, UP045
+# ruff: noqa: UP006, UP035, UP045
 
 TICK = 0.01
 """Seconds between two looks at what runs."""
@@ -75,9 +75,12 @@ class Watch:
                 self.ended[pid] = status
 
     def late(self, since: float, seconds: float, pid: int, before: float) -> bool:
-        """Whether the time is over; what a process waited for a processor does not count."""
+        """Whether the time is over; what a process waited for a processor does not count.
+
+        It counts beyond `seconds`, because a program can crowd the processors itself.
+        """
         over = time.monotonic() - since - seconds
-        return over > 0 and over > waited(pid) - before
+        return over > 0 and over > min(seconds, waited(pid) - before)
 
     def excess(self) -> str:
         """What is beyond its limit: "memory", "processes" or nothing."""
@@ -88,8 +91,7 @@ class Watch:
             if name.isdigit():
                 count += 1
                 with contextlib.suppress(OSError, IndexError, ValueError):
-                    with open("/proc/%s/statm" % name, encoding="ascii") as file:
-                        pages += int(file.read().split()[1])
+                    pages += _pages(name)
         if count > self.limits["processes"] + 3:
             return "processes"
         if pages * os.sysconf("SC_PAGE_SIZE") > self.limits["memory"] + (64 << 20):
@@ -113,6 +115,12 @@ class Watch:
             self.reap()
             time.sleep(0.001)
         return self.ended.get(pid)
+
+
+def _pages(pid: str) -> int:
+    """Pages of memory that a process holds."""
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1])
 
 
 def _settle(inbox: int, outbox: int, error: int) -> None:

@@ -27,7 +27,7 @@ TYPE_CHECKING = False  # typing takes longer to import than all the rest
 if TYPE_CHECKING:
     from typing import Any, Callable, List, Optional
 
-# ruff: noqa: UP006, UP007, UP035, UP045  (older interpreters than ours may stand in a container)
+# ruff: noqa: UP006, UP035, UP045  (older interpreters than ours may stand in a container)
 
 
 class Closed(Exception):
@@ -78,12 +78,12 @@ class Channel:
     def _wait(self, readable: List[int], writable: List[int], until: float) -> None:
         while True:
             left = until - time.monotonic()
-            if any(select.select(readable, writable, [], max(0.0, left))):
+            if left <= 0 and self.grace:
+                left += self.grace()
+            if any(select.select(readable, writable, [], max(0.0, min(left, 1.0)))):
                 return
-            left = until + (self.grace() if self.grace else 0.0) - time.monotonic()
             if left <= 0:
                 raise Late
-            until += min(left, 0.1)
 
     def _bytes(self, count: int, until: float) -> bytes:
         parts, missing = [], count
@@ -100,7 +100,7 @@ class Channel:
 def waited(process: int) -> float:
     """Seconds that a process was ready to run and had no processor; 0 where nobody counts them."""
     try:
-        with open("/proc/%d/schedstat" % process, encoding="ascii") as file:
+        with open(f"/proc/{process}/schedstat", encoding="ascii") as file:
             return int(file.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
