@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from distill.grade.base import Check, StagedGrader, version_of
@@ -27,7 +28,7 @@ CARRIED = (GYM, TESTS, *INSTRUCTIONS, SCHEMA)
 Choices are not: without a gold answer nobody knows the right one.
 """
 
-_TAGS = ("__tuple__", "__set__", "__dict__")
+_TAGS = ("__tuple__", "__set__", "__dict__", "__fraction__")
 _scorers: dict[tuple[str, str], Any] = {}
 
 
@@ -37,13 +38,15 @@ def gradable(problem: Problem) -> bool:
 
 
 def pack(value: Any) -> Any:
-    """A JSON-safe copy of an entry; tuples, sets and non-text keys are tagged, not flattened.
+    """A JSON-safe copy of an entry; tuples, sets, fractions and non-text keys are tagged.
 
-    Some scorers (arc_agi, rearc) compare tuples, which JSON would turn into lists. Raises
-    TypeError for anything else that JSON cannot hold.
+    Some scorers (arc_agi, rearc) compare tuples, which JSON would turn into lists, and some entries
+    (gsm_symbolic) hold fractions. Raises TypeError for anything else that JSON cannot hold.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Fraction):
+        return {"__fraction__": str(value)}
     if isinstance(value, tuple):
         return {"__tuple__": [pack(v) for v in value]}
     if isinstance(value, set | frozenset):
@@ -70,6 +73,8 @@ def unpack(value: Any) -> Any:
                 return tuple(unpack(v) for v in held)
             if tag == "__set__":
                 return {unpack(v) for v in held}
+            if tag == "__fraction__":
+                return Fraction(held)
             if tag == "__dict__":
                 return {unpack(k): unpack(v) for k, v in held}
         return {k: unpack(v) for k, v in value.items()}
