@@ -19,6 +19,7 @@ KNOWN: dict[str, str] = {
     "duplicates": "distill.filter.corpus:Duplicates",
     "near_duplicates": "distill.filter.minhash:NearDuplicates",
     "language": "distill.filter.language:Language",
+    "readability": "distill.filter.readability:Readability",
     "refusals": "distill.filter.identity:Refusals",
     "identity": "distill.filter.identity:Identity",
     "overlap": "distill.filter.overlap:Overlap",
