@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Job:
     def problems(self) -> Done:
         """The recipe's problems, split by hash into those to sample and those held out."""
         from distill.agreement import check_agreement
+        from distill.grade import golds
         from distill.problems import make_problems, problems_identity
 
         recipe = self.recipe
@@ -64,15 +66,15 @@ class Job:
                 f"recipe '{recipe.name}' has neither problems nor traces to start from",
                 "add problems.sources, or traces with published ones",
             )
-        config = problems_identity(recipe.problems, self.folder)
-        return self._do(
-            Step("problems", config, version=VERSIONS["problems"]),
-            lambda out: make_problems(recipe.problems, folder=self.folder, out=out),
-        )
+        config = problems_identity(recipe.problems, self.folder) | golds.reads(recipe.grading)
+        work = partial(make_problems, recipe.problems, folder=self.folder)
+        step = Step("problems", config, version=VERSIONS["problems"])
+        return self._do(step, golds.noted(work, recipe.grading))
 
     def published(self) -> Done:
         """Published traces, and the problems they answer."""
         from distill.agreement import check_agreement
+        from distill.grade import golds
         from distill.imports import import_traces
         from distill.tables import fingerprint
 
@@ -94,11 +96,11 @@ class Job:
                 file=spec.file,
                 folder=self.folder,
             ),
+            **golds.reads(self.recipe.grading),
         }
-        return self._do(
-            Step("import", config, version=VERSIONS["import"]),
-            lambda out: import_traces(spec, asked, folder=self.folder, out=out),
-        )
+        work = partial(import_traces, spec, asked, folder=self.folder)
+        step = Step("import", config, version=VERSIONS["import"])
+        return self._do(step, golds.noted(work, self.recipe.grading))
 
     # -- from problems to a data set -----------------------------------------------------------
 

@@ -1,0 +1,209 @@
+"""Which reference answers cannot be read as mathematics: found out before anything is sampled.
+
+A trace can match such an answer only letter by letter. The exact reader settles nearly all of them
+in microseconds; of those it leaves open a sample of each source is read by sympy, in workers with a
+deadline. Only answers that a `math` grader will judge are looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UsageError
+from distill.grade.auto import Auto
+from distill.grade.base import StagedGrader
+from distill.grade.extract import last_boxed
+from distill.grade.parts import JUDGE, OWN, GraderSpec, build, own_specs
+from distill.grade.pool import GraderPool
+from distill.records import Grade, Problem, read_records
+from distill.schema import Grading, PartSpec
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 200
+"""Answers of one source, left open by the exact reader, that are read by sympy."""
+
+TIMEOUT_S = 5.0
+
+
+class Reader(StagedGrader):
+    """`correct` if sympy can read the answer: if it equals itself without a look at its letters."""
+
+    name, version = "gold reader", "1"
+
+    def warm(self, part: str) -> None:
+        self.check("\\frac{1}{2}")
+
+    def check(self, *args: Any) -> Grade:
+        from distill.grade.math import sympy_equal
+
+        (gold,) = args
+        return self.grade("correct" if sympy_equal(gold, gold) else "unparsed", gold)
+
+
+@dataclass
+class _Source:
+    """What is known of one source's answers."""
+
+    judged: int = 0
+    """Problems whose answer `math` will judge."""
+    words: Counter[str] = field(default_factory=Counter)
+    """Answers that are words, and of how many problems."""
+    hard: Counter[str] = field(default_factory=Counter)
+    """Answers that the exact reader leaves open."""
+    misnamed: int = 0
+    """Problems that name a grader which cannot be had."""
+    example: str = ""
+
+
+def noted(work: Callable[..., object], grading: Grading) -> Callable[[Path], None]:
+    """A step's work, `work(out=folder)`, that writes problems; then a look at their answers."""
+
+    def both(out: Path) -> None:
+        work(out=out)
+        note_golds(out, grading)
+
+    return both
+
+
+def note_golds(folder: Path, grading: Grading) -> None:
+    """Look at the `problems.jsonl` of a folder and put what is found into its `summary.json`."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    found = check_golds(read_records(Problem, folder / "problems.jsonl"), grading)
+    for note in found:
+        log.warning(note)
+    if found:
+        summary["notes"] = [*summary.get("notes", []), *found]
+        text = json.dumps(summary, ensure_ascii=False, indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def check_golds(problems: Iterable[Problem], grading: Grading) -> list[str]:
+    """One note for each source with reference answers that cannot be read, with their number.
+
+    Holds the different answers that are words or left open by the exact reader; numbers and
+    formulas leave nothing behind.
+    """
+    sources: dict[str, _Source] = {}
+    for problem in problems:
+        source = sources.setdefault(problem.source, _Source())
+        try:
+            by_math = _judged_by_math(problem, grading)
+        except UsageError as error:
+            source.misnamed += 1
+            source.example = source.example or error.message
+            continue
+        if by_math and problem.gold is not None:
+            source.judged += 1
+            gold = last_boxed(problem.gold) or problem.gold
+            kind = kind_of(gold)
+            if kind != "mathematics":
+                (source.words if kind == "words" else source.hard)[gold] += 1
+    chosen = {name: _chosen(source.hard) for name, source in sources.items()}
+    readable = _read([gold for golds in chosen.values() for gold in golds])
+    notes = []
+    for name, source in sorted(sources.items()):
+        notes += _misnamed(name, source)
+        notes += _unreadable(name, source, chosen[name], readable)
+    return notes
+
+
+def reads(grading: Grading) -> dict[str, Any]:
+    """What `check_golds` depends on, for a step's identity; nothing for the default graders."""
+    found = {"": _kinds(grading.graders)}
+    found |= {source: _kinds(parts) for source, parts in grading.by_source.items()}
+    return {} if found == {"": ["auto"]} else {"golds": found}
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def kind_of(gold: str) -> str:
+    """`mathematics` or `words` as the exact reader says, `open` where it does not say."""
+    from distill.grade.forms_exact import TooHard
+    from distill.grade.forms_read import Words, readings
+
+    try:
+        forms = readings(gold)
+    except TooHard:
+        return "open"
+    except Exception as error:
+        log.debug("the exact reader fails on %r: %s", gold[:80], error)
+        return "open"
+    words = [form.text for form in forms if isinstance(form, Words)]
+    # A letter alone is a choice, which `math` knows.
+    return (
+        "words" if any(len(word) > 1 for text in words for word in text.split()) else "mathematics"
+    )
+
+
+def _kinds(parts: Sequence[PartSpec]) -> list[str]:
+    return sorted({part.name for part in parts} & {"auto", "math"})
+
+
+def _judged_by_math(problem: Problem, grading: Grading) -> bool:
+    if problem.metadata.get(OWN):
+        specs = own_specs(problem) or []
+        for spec in specs:
+            build(spec)
+        names = [spec.name for spec in specs]
+    else:
+        parts = grading.by_source.get(problem.source, grading.graders)
+        names = [part.name for part in parts if part.name != JUDGE]
+    return "math" in names or ("auto" in names and Auto.part_for(problem) == "math")
+
+
+def _chosen(hard: Counter[str]) -> list[str]:
+    """A sample that depends on the answers alone."""
+    if len(hard) <= SAMPLE:
+        return list(hard)
+    return sorted(hard, key=lambda gold: hashlib.sha256(gold.encode(errors="replace")).digest())[
+        :SAMPLE
+    ]
+
+
+def _read(golds: Sequence[str]) -> dict[str, bool]:
+    """Whether sympy can read each; a check that is killed counts as no."""
+    if not golds:
+        return {}
+    spec = GraderSpec(f"{__name__}:Reader", {}, "")
+    with GraderPool(timeout_s=TIMEOUT_S) as pool:
+        tickets = {pool.submit(spec, "", (gold,)): gold for gold in dict.fromkeys(golds)}
+        readable: dict[str, bool] = {}
+        while pool.open:
+            readable |= {tickets[ticket]: grade.correct for ticket, grade in pool.collect()}
+    return readable
+
+
+def _unreadable(
+    name: str, source: _Source, chosen: Sequence[str], readable: dict[str, bool]
+) -> list[str]:
+    bad = [gold for gold in chosen if not readable[gold]]
+    count = sum(source.words.values()) + sum(source.hard[gold] for gold in bad)
+    if not count:
+        return []
+    about = ""
+    if len(chosen) < len(source.hard):
+        looked, of = sum(source.hard[gold] for gold in chosen), sum(source.hard.values())
+        about = f" or more ({of - looked:,} unusual ones were not tried)"
+    example = next(iter([*source.words, *bad]))
+    return [
+        f"source '{name}': {count:,}{about} of {source.judged:,} reference answers cannot be read "
+        f"as mathematics, e.g. {example[:60]!r}: traces can match them only as text"
+    ]
+
+
+def _misnamed(name: str, source: _Source) -> list[str]:
+    if not source.misnamed:
+        return []
+    return [
+        f"source '{name}': the graders that {source.misnamed:,} problems name for themselves "
+        f"cannot be had, and their traces will be errors; first: {source.example}"
+    ]
