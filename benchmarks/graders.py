@@ -176,6 +176,17 @@ def ours(data: list[Row]) -> list[Grade]:
         return list(judge.grade_many((row.problem, row.trace) for row in data))
 
 
+def described(row: Row, grade: Grade, plain: bool) -> str:
+    """A row on whose label we do not agree, to be looked at."""
+    held = row.held
+    verdict = "label judged wrong" if held["id"] in JUDGED else "not judged yet"
+    return (
+        f"\n{held['id']}: score {held['expected']}, plain {plain}, ours {grade.outcome} "
+        f"{grade.score:g} {grade.extracted!r:.100}, {verdict}\n  gold {held['gold']!r:.100}\n"
+        f"  response {held['full_response'][-160:]!r}"
+    )
+
+
 def main() -> None:
     """Print the table, the disagreements where asked for, and the ratio."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -208,13 +219,7 @@ def main() -> None:
     if asked.disagreements:
         for row, grade, one in zip(data, grades, plain, strict=True):
             if row.label != grade.correct:
-                held = row.held
-                print(
-                    f"\n{row.name}: score {held['expected']}, plain {one}, ours {grade.outcome} "
-                    f"{grade.score:g} {grade.extracted!r:.100}, "
-                    f"{'label judged wrong' if held['id'] in JUDGED else 'not judged yet'}\n  gold {held['gold']!r:.100}\n  "
-                    f"response {held['full_response'][-160:]!r}"
-                )
+                print(described(row, grade, one))
     print(f"graders ratio={agree['ours'] / agree['plain']:.4f} goal={GOAL:g}")
 
 

@@ -15,12 +15,13 @@ from typing import Any
 from distill.grade.base import Check, StagedGrader
 from distill.grade.choice import KEY as CHOICES
 from distill.grade.exact import Words, normalise
-from distill.grade.gym import GYM, INSTRUCTIONS, SCHEMA, ReasoningGym
+from distill.grade.gym import GYM, INSTRUCTIONS, SCHEMA, TESTS, ReasoningGym
 from distill.grade.math import Math
 from distill.records import Grade, Problem, Trace
 
 PARTS = {
     "gym": "distill.grade.gym:ReasoningGym",
+    "code": "distill.grade.code:Code",
     "instructions": "distill.grade.instructions:Instructions",
     "json_schema": "distill.grade.schema_json:JsonSchema",
     "choice": "distill.grade.choice:Choice",
@@ -31,6 +32,7 @@ PARTS = {
 
 BY_KEY = {
     GYM: "gym",
+    TESTS: "code",
     **dict.fromkeys(INSTRUCTIONS, "instructions"),
     SCHEMA: "json_schema",
 }
@@ -125,7 +127,8 @@ class Auto(StagedGrader):
 
     def _part(self, part: str) -> StagedGrader:
         if part not in self._parts:
-            self._parts[part] = _found(part)()
+            # `lazy`: a sandbox is looked for when there is a program to be run in it.
+            self._parts[part] = _found(part)(**({"lazy": True} if part == "code" else {}))
         return self._parts[part]
 
 
