@@ -12,6 +12,16 @@ R1_INSTRUCTION = "Please reason step by step, and put your final answer within \
 """DeepSeek-R1's own advice for mathematics (arXiv 2501.12948; model card)."""
 
 
+class CodeTests(Section):
+    """Which columns of a data set hold a program's tests: those of a published one, by name."""
+
+    kind: Literal["humaneval", "mbpp", "livecodebench", "apps"]
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns that are named otherwise than in the published one: `{prompt: problem}`."""
+    most: int | None = Field(default=None, ge=1)
+    """No more tests than this for a problem: LiveCodeBench has some with hundreds of megabytes."""
+
+
 class SourceSpec(Section):
     """Where problems come from: exactly one of `task`, `dataset`, `file` or `call`."""
 
@@ -33,6 +43,8 @@ class SourceSpec(Section):
     """Column with the question's text, or with a list of messages."""
     gold: str | None = "answer"
     """Column with the reference answer; null: they have none, and are wanted all the same."""
+    tests: CodeTests | str | None = None
+    """Tests of programs: `{kind: humaneval}` and the like, or the column that holds them."""
     instruction: str | None = None
     """Appended to this source's questions instead of `problems.instruction`."""
     size: int | None = Field(default=None, ge=1)

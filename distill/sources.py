@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError, DistillError, UsageError
+from distill.grade.code_columns import INSTRUCTION, tests_of
 from distill.grade.extract import last_boxed
 from distill.records import BadLines, Message, Problem
 from distill.resolve import resolve
@@ -107,10 +108,17 @@ def _problem(
     question: Any,
     gold: Any,
     metadata: Mapping[str, Any],
+    row: Mapping[str, Any],
 ) -> Problem:
     if not isinstance(question, str | list | tuple):
         raise ValueError(f"the question is a {type(question).__name__}, expected text or messages")
-    messages = ask(question, problems, spec.instruction)
+    instruction, asked = spec.instruction, question
+    if spec.tests:
+        held, added = tests_of(spec.tests, row)
+        metadata = {**metadata, "tests": held}
+        instruction = INSTRUCTION if instruction is None else instruction
+        asked = question.rstrip() + added if isinstance(question, str) else question
+    messages = ask(asked, problems, instruction)
     if isinstance(question, str):
         statement = question.strip()
     else:
@@ -160,8 +168,9 @@ def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Probl
         count, columns = count + 1, dict.fromkeys(row)
         try:
             question = column(row, spec.question)
-            gold = column(row, spec.gold) if spec.gold else None
-            yield _problem(spec, problems, question, gold, _labels(spec, row))
+            # What has tests needs no answer, and seldom has one.
+            gold = column(row, spec.gold) if spec.gold and not spec.tests else None
+            yield _problem(spec, problems, question, gold, _labels(spec, row), row)
         except KeyError as error:
             name = str(error.args[0])
             lacking[name] = lacking.get(name, 0) + 1
@@ -172,7 +181,7 @@ def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Probl
             yield BadRow(number, str(error))
     for name, missed in lacking.items():
         if missed == count:
-            key = "question" if name == spec.question else "gold"
+            key = {spec.question: "question", spec.gold: "gold"}.get(name, "tests")
             raise missing_column(name, columns, f"source '{spec.label}'", key)
     for sample in unread.samples:
         where, _, why = sample.partition(": ")
@@ -196,7 +205,7 @@ def _gym(spec: SourceSpec, problems: Problems) -> Iterator[Problem | BadRow]:
             entry = made[number]
             held = {"task": task, "config": spec.config, "entry": pack(entry)}
             metadata = {**_labels(spec, entry.get("metadata", {})), GYM: held}
-            yield _problem(spec, problems, entry["question"], entry["answer"], metadata)
+            yield _problem(spec, problems, entry["question"], entry["answer"], metadata, {})
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             yield BadRow(number, f"{type(error).__name__}: {error}")
 
@@ -260,6 +269,8 @@ def _from_item(spec: SourceSpec, problems: Problems, item: Any, number: int) -> 
     metadata = {**dict(item.get("metadata") or {}), **_labels(spec, item)}
     try:
         gold = item.get("gold", item.get(spec.gold or ""))
-        return _problem(spec, problems, question, gold, metadata)
+        return _problem(spec, problems, question, gold, metadata, item)
+    except KeyError as error:
+        return BadRow(number, f"no column '{error.args[0]}'")
     except (ValueError, TypeError) as error:
         return BadRow(number, str(error))
