@@ -52,6 +52,26 @@ def export(dataset: Path, out: Path, form: Form = "messages") -> int:
     return write_parquet(out, rows, columns | ({"system": "text"} if has_system else {}))
 
 
+def export_splits(folder: Path, out: Path, form: Form = "messages") -> dict[Path, int]:
+    """Write the splits of a training set's folder as files; returns their paths and counts.
+
+    An `out` with an ending is the training split's file, with the validation split (if there is
+    one) beside it as `NAME.validation.ENDING`. An `out` without one is a folder, which gets
+    `train.parquet` and `validation.parquet`.
+    """
+    written = {}
+    for split, name in (("train", "dataset"), ("validation", "validation")):
+        rows = folder / f"{name}.jsonl"
+        if not rows.is_file():
+            continue
+        if not out.suffix:
+            path = out / f"{split}.parquet"
+        else:
+            path = out if split == "train" else out.with_suffix(f".{split}{out.suffix}")
+        written[path] = export(rows, path, form)
+    return written
+
+
 def _sharegpt(messages: list[dict[str, str]], has_system: bool) -> dict[str, Any]:
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     turns = [

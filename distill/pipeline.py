@@ -85,6 +85,10 @@ def run(
                     job.foresee_training()
                 for line in plan_lines(recipe, summary_of(first)):
                     say(line)
+            if done.step.name == "select":
+                from distill.report import write_data_card
+
+                write_data_card(record.folder)
             if until in (done.step.name, _as_stage(done.step.name)):
                 break
         record.finish("done" if until in ("report", "evaluate") else "partial")

@@ -126,8 +126,10 @@ def _changes(changes: Explained, paint: Paint, width: int) -> Iterator[str]:
     for sign, specs in (("-", changes["removed"]), ("+", changes["added"])):
         for spec in specs:
             yield f"  {sign} {shorten(printable(spec), width - 4)}"
-    if not changes["removed"] and not changes["added"]:
-        yield "  the filters are the same; their traces, grades or evaluation tasks are not"
+    if changes["new_code"]:
+        yield f"  new code: {', '.join(changes['new_code'])}"
+    elif not changes["removed"] and not changes["added"]:
+        yield "  the same filters on other grades or evaluation tasks, or in another order"
     for said, by in (("kept again, dropped before by", kept), ("dropped now by", dropped)):
         if by:
             yield f"  {said}: " + ", ".join(f"{name} {count(n)}" for name, n in by.items())
@@ -135,6 +137,9 @@ def _changes(changes: Explained, paint: Paint, width: int) -> Iterator[str]:
 
 def _section(entry: Explained, paint: Paint, width: int) -> Iterator[str]:
     yield paint.bold(f"{entry['filter']}  {count(entry['dropped'])} dropped")
+    if entry["overlaps"]:
+        told = ", ".join(f"{name} {count(n)}" for name, n in entry["overlaps"].items())
+        yield paint.faint(f"  of what it would drop, others would drop too: {told}")
     for name, values in entry["measured"].items():
         told = ", ".join(f"{key} {value:g}" for key, value in values.items())
         yield paint.faint(f"  {name} over all traces: {told}")
@@ -158,8 +163,8 @@ def _sample(sample: Explained, paint: Paint, width: int) -> Iterator[str]:
     before, at, after = (_clean(place[key]) for key in ("before", "at", "after"))
     label = {"trace": "where", "problem": "asked", "end": "end"}[place["where"]]
     if before or at:
-        # The marks take no room on the screen.
-        shown = list(_wrapped(label, before + MARK + at + MARK + after, width + 2))
+        marked = f"{before}{MARK}{at}{MARK}{after}" if at else before
+        shown = list(_wrapped(label, marked, width))
         yield from _painted(shown, paint)
 
 

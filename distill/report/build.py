@@ -85,7 +85,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "partial": bool(missing) or source.run.get("status") != "done",
         "command": [hide_argument(str(word)) for word in source.run.get("command") or []],
         "recipe": hide_secrets(recipe),
-        "teacher": _teacher(source, recipe),
+        "teacher": teacher_of(source, recipe),
         "base": (recipe.get("student") or {}).get("base") or "",
         "student": _relative(student / "student", run_dir.parent) if student else None,
         "headline": lead,
@@ -141,7 +141,8 @@ def _planned(recipe: Mapping[str, Any]) -> list[str]:
     return list(PIPELINE)
 
 
-def _teacher(source: Source, recipe: Mapping[str, Any]) -> str:
+def teacher_of(source: Source, recipe: Mapping[str, Any]) -> str:
+    """Who made the traces, by the best name that the run has."""
     spec, imported = recipe.get("teacher") or {}, recipe.get("traces") or {}
     names = [
         (source.run.get("objects") or {}).get("teacher"),

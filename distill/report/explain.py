@@ -34,12 +34,12 @@ def explain_filters(run_dir: Path) -> dict[str, Any]:
     """The numbers and samples of `distill filter --explain`, JSON-ready.
 
     Keys: `run`, `recipe`, `folder`, `traces`, `kept`, `bought`, `filters` (in their order, each
-    with `filter`, `dropped`, `left`, `solo`, `marginal`, `measured`, `samples`), `kept_samples`,
-    `changes` (against the filter step before on the same traces, or None) and `notes`. A sample
-    has `problem_id`, `index`, `reason`, `question`, `gold`, `outcome`, `extracted` and `excerpt`
-    (`where`, `before`, `at`, `after`). `solo` is what a filter would drop by itself, `marginal`
-    what no other filter drops; None where the step did not count it. Raises UsageError for a run
-    without a filter step.
+    with `filter`, `dropped`, `left`, `solo`, `marginal`, `overlaps`, `measured`, `errors` and
+    `samples`), `kept_samples`, `changes` (see `changes_since`) and `notes`. A sample has
+    `problem_id`, `index`, `filter`, `reason`, `question`, `gold`, `outcome`, `extracted` and
+    `excerpt`. `solo` is what a filter would drop by itself, `marginal` what no other one drops
+    (None where the step did not count it), `overlaps` what other filters would drop too. Raises
+    UsageError for a run without a filter step.
     """
     source = read_run(run_dir)
     step = source.steps.get("filter")
@@ -59,6 +59,7 @@ def explain_filters(run_dir: Path) -> dict[str, Any]:
                 "left": left,
                 "solo": summary.get("solo", {}).get(name),
                 "marginal": summary.get("marginal", {}).get(name),
+                "overlaps": summary.get("overlaps", {}).get(name, {}),
                 "measured": summary.get("measured", {}).get(name, {}),
                 "errors": summary.get("errors", {}).get(name, 0),
                 "samples": [samples[at] for at in picked if samples[at]["filter"] == name],
@@ -209,6 +210,7 @@ def changes_since(folder: Path) -> dict[str, Any] | None:
         "against": f"{before.parent.name}/{before.name}",
         "removed": [text for text in was if text not in now],
         "added": [text for text in now if text not in was],
+        "new_code": [text for text in now if was.get(text, now[text]) != now[text]],
         "now_kept": dict(counted.now_kept.most_common()),
         "now_dropped": dict(counted.now_dropped.most_common()),
         "same": counted.same,
@@ -243,11 +245,11 @@ def _generation_key(folder: Path) -> str:
         return ""
 
 
-def _specs(done: Mapping[str, Any]) -> list[str]:
-    """The filters of a step as lines of text: name, parameters, and the version of the code."""
-    found = []
+def _specs(done: Mapping[str, Any]) -> dict[str, Any]:
+    """The filters of a step as text, name and parameters, with the version of their code."""
+    found = {}
     for spec in (done.get("config") or {}).get("filters") or []:
         params = ", ".join(f"{k}: {json.dumps(v)}" for k, v in spec.get("params", {}).items())
         name = f"{spec.get('name')} {{{params}}}" if params else str(spec.get("name"))
-        found.append(f"{name} (version {spec.get('version')})")
+        found[name] = spec.get("version")
     return found

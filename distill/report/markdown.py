@@ -46,11 +46,11 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
 
 
-def code_block(text: str) -> str:
+def code_block(text: str, language: str = "sh") -> str:
     """A fenced block that its own text cannot close; empty for no text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{text}\n{fence}" if text else ""
+    return f"{fence}{language}\n{text}\n{fence}" if text else ""
 
 
 def _cells(lines: Iterable[Iterable[str]]) -> list[list[str]]:
