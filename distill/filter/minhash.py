@@ -10,9 +10,10 @@ of its time on one SHA-1 per shingle, which is why the hashing here is numpy's.
 from __future__ import annotations
 
 import re
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,11 +28,13 @@ Within = Literal["problem", "corpus"]
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint32]
 
-_TOKEN = re.compile(rf"\d+|[{UNSPACED}]|[^\W\d{UNSPACED}]+|[^\w\s]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_PLANE = 0x10000
+_SPACE, _LETTER, _DIGIT, _SIGN = range(4)
+_FACTORS = np.random.default_rng(20260122).integers(0, 2**64, 64, dtype=np.uint64) | np.uint64(1)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint32(0x2C1B3C6D)
-_MEMO = 200_000
-"""Words whose hash is remembered: numbers would let the table grow with the corpus."""
+_CACHED = 40_000
 RECALL = 0.999
 """Of pairs just as alike as the threshold, the share that LSH has to propose."""
 
@@ -69,30 +72,30 @@ class NearDuplicates:
                 "needs 0.5 <= threshold <= 1, n >= 1, within 'problem' or 'corpus', "
                 "32 <= permutations <= 4096",
             )
-        self.threshold, self.within = threshold, within
-        self.signer = Signer(n, permutations)
+        self.threshold, self.n, self.within = threshold, n, within
+        self.permutations = permutations
         self.found: dict[tuple[str, int], tuple[tuple[str, int], float]] = {}
         """Dropped (problem id, index) -> the one it is like, and how much."""
         self.notes: list[str] = []
 
     def prepare(self, items: Iterable[Item]) -> None:
-        """Sign all traces, then compare; `permutations` + 12 bytes per trace are held."""
+        """Sign all traces, then compare; `permutations` + 20 bytes per trace are held."""
+        signer = Signer(self.n, self.permutations)
         signatures, samples, owners = bytearray(), array("q"), array("I")
         problems: dict[str, int] = {}
         for _, trace, _ in items:
-            signatures += self.signer(trace.text).tobytes()
+            signatures += signer(trace.text).tobytes()
             samples.append(trace.index)
             owners.append(problems.setdefault(trace.problem_id, len(problems)))
         names = list(problems)
         rank = np.empty(len(names), np.uint32)
         rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-        owner, sample = np.asarray(owners, np.uint32), np.asarray(samples, np.int64)
+        owner, sample = np.array(owners, np.uint32), np.array(samples, np.int64)
         order = np.lexsort((sample, rank[owner]))
-        table = np.frombuffer(signatures, np.uint8).reshape(-1, self.signer.size)
-        groups = self._groups(table, order, rank[owner])
+        table = np.frombuffer(signatures, np.uint8).reshape(-1, self.permutations)
         self.found = {
             (names[owner[at]], int(sample[at])): ((names[owner[to]], int(sample[to])), alike)
-            for at, to, alike in groups
+            for at, to, alike in self._alike(table, order, owner)
         }
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
@@ -103,15 +106,15 @@ class NearDuplicates:
         whose = "" if owner == trace.problem_id else f" of problem {owner}"
         return f"{alike:.0%} alike sample {index}{whose}"
 
-    def _groups(
-        self, table: Bytes, order: npt.NDArray[np.intp], ranks: npt.NDArray[np.uint32]
+    def _alike(
+        self, table: Bytes, order: npt.NDArray[np.intp], owner: npt.NDArray[np.uint32]
     ) -> Iterator[tuple[int, int, float]]:
         if self.within == "corpus":
             yield from alike_by_bands(table, order, self.threshold)
             return
-        edges = np.flatnonzero(np.diff(ranks[order])) + 1
-        for group in np.split(order, edges):
-            yield from alike_in(table, group, self.threshold)
+        ends = [*np.flatnonzero(np.diff(owner[order])) + 1, len(order)]
+        for start, end in pairwise([0, *ends]):
+            yield from alike_in(table, order[start:end], self.threshold)
 
 
 class Signer:
@@ -126,39 +129,68 @@ class Signer:
         draw = np.random.default_rng(20250122)
         self._factors = draw.integers(0, 2**32, size, dtype=np.uint32) | np.uint32(1)
         self._offsets = draw.integers(0, 2**32, (size, 1), dtype=np.uint32)
-        self._known: dict[str, int] = {}
 
     def __call__(self, text: str) -> Bytes:
         shingles = self.shingles(text)
         minima = np.empty(self.size, np.uint32)
-        # Sixteen permutations at a time stay in the processor's cache.
-        for at in range(0, self.size, 16):
-            part = np.multiply.outer(self._factors[at : at + 16], shingles)
+        # As many permutations at a time as stay in the processor's cache.
+        step = max(1, _CACHED // len(shingles))
+        for at in range(0, self.size, step):
+            part = np.multiply.outer(self._factors[at : at + step], shingles)
             part ^= part >> np.uint32(15)
             part *= _MIX
-            part += self._offsets[at : at + 16]
-            minima[at : at + 16] = part.min(axis=1)
+            part += self._offsets[at : at + step]
+            minima[at : at + step] = part.min(axis=1)
         return minima.astype(np.uint8)
 
     def shingles(self, text: str) -> Hashes:
         """The distinct hashes of the text's runs of `n` words, at least one."""
-        words = _TOKEN.findall(text.casefold())
-        hashes = np.fromiter(map(self._hash, words), np.uint64, len(words))
-        count = max(len(words) - self.n + 1, 1)
+        hashes = word_hashes(text)
+        count = max(len(hashes) - self.n + 1, 1)
         mixed = np.zeros(count, np.uint64)
-        for at in range(min(self.n, len(words))):
+        for at in range(min(self.n, len(hashes))):
             mixed = (mixed ^ (mixed >> np.uint64(29))) * _GOLDEN + hashes[at : at + count]
         mixed *= _GOLDEN
         return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
 
-    def _hash(self, word: str) -> int:
-        known = self._known.get(word)
-        if known is None:
-            if len(self._known) >= _MEMO:
-                self._known.clear()
-            # surrogatepass: a trace may hold half a surrogate pair.
-            known = self._known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
-        return known
+
+def word_hashes(text: str) -> npt.NDArray[np.uint64]:
+    """One hash for each word, number and sign, in order.
+
+    A word is hashed as the sum of its characters times a random factor for each place.
+    """
+    # surrogatepass: a trace may hold half a surrogate pair.
+    encoded = text.casefold().encode("utf-32-le", "surrogatepass")
+    codes = np.frombuffer(encoded, np.uint32)
+    kinds = _kinds()[np.minimum(codes, _PLANE - 1)]
+    begins = kinds == _SIGN
+    begins[:1] |= True
+    begins[1:] |= kinds[1:] != kinds[:-1]
+    begins &= kinds != _SPACE
+    starts = np.flatnonzero(begins)
+    if not len(starts):
+        return np.zeros(0, np.uint64)
+    first = starts[0]
+    word = np.cumsum(begins[first:]) - 1
+    place = np.arange(first, len(codes)) - starts[word]
+    values = (codes[first:].astype(np.uint64) + np.uint64(1)) * (kinds[first:] != _SPACE)
+    values *= _FACTORS[np.minimum(place, len(_FACTORS) - 1)]
+    return np.add.reduceat(values, starts - first)
+
+
+@cache
+def _kinds() -> npt.NDArray[np.uint8]:
+    """What each character of the basic plane is; all beyond it are signs."""
+    kinds = np.full(_PLANE, _SIGN, np.uint8)
+    for code in range(_PLANE - 1):
+        character = chr(code)
+        if character.isspace():
+            kinds[code] = _SPACE
+        elif character.isdecimal():
+            kinds[code] = _DIGIT
+        elif character.isalpha() and not _UNSPACED.match(character):
+            kinds[code] = _LETTER
+    return kinds
 
 
 def similarity(kept: Bytes, one: Bytes) -> npt.NDArray[np.float64]:
@@ -198,19 +230,21 @@ def alike_by_bands(
         for at in np.flatnonzero(counts[bucket] > 1):
             members.setdefault(int(at), []).append((band, int(bucket[at])))
     kept: dict[tuple[int, int], list[int]] = {}
-    for at in map(int, order):
+    """Band and bucket -> the places in `order` of the rows kept."""
+    for place, at in enumerate(map(int, order)):
         shared = members.get(at)
         if shared is None:
             continue
-        rows = sorted({row for key in shared for row in kept.get(key, ())})
-        if rows:
+        places = sorted({other for key in shared for other in kept.get(key, ())})
+        if places:
+            rows = order[places]
             alike = similarity(table[rows], table[at])
             best = int(alike.argmax())
             if alike[best] >= threshold:
-                yield at, rows[best], float(alike[best])
+                yield at, int(rows[best]), float(alike[best])
                 continue
         for key in shared:
-            kept.setdefault(key, []).append(at)
+            kept.setdefault(key, []).append(place)
 
 
 def band_rows(threshold: float, size: int) -> int:
