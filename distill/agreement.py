@@ -14,6 +14,7 @@ from distill.filter.outcome import Correct
 from distill.filter.parts import build
 from distill.grade.judge import JudgeSpec
 from distill.grade.parts import KNOWN, build_all, judges_of, nearest, specs_of
+from distill.mix import balance_of
 from distill.recipe import Recipe
 
 IN_CHILDREN = ("sample", "train", "evaluate")
@@ -28,6 +29,9 @@ def check_agreement(recipe: Recipe) -> None:
     build_all(specs_of(recipe.grading, recipe.folder))
     _check_sources(recipe, "grading.by_source", recipe.grading.by_source)
     _check_sources(recipe, "select.mix", recipe.select.mix)
+    capped = recipe.select.per_source
+    _check_sources(recipe, "select.per_source", capped if isinstance(capped, dict) else ())
+    _check_domains(recipe)
 
 
 def _check_interpreters(recipe: Recipe) -> None:
@@ -91,4 +95,21 @@ def _check_sources(recipe: Recipe, key: str, names: Iterable[str]) -> None:
             raise UsageError(
                 f"{key} names a source '{name}' that there is not{nearest(name, known)}",
                 f"sources: {', '.join(known) or 'none'}; give one a name with `name:`",
+            )
+
+
+def _check_domains(recipe: Recipe) -> None:
+    """Names in `select.balance` that no source says, where no problem can say its own."""
+    select, sources = recipe.select, recipe.problems.sources
+    own = any(source.call or source.domain.startswith("=") for source in sources)
+    preset = isinstance(select.balance, str)
+    if not select.balance or own or recipe.traces is not None or (preset and select.fill):
+        return
+    known = list(dict.fromkeys(s.domain.strip().lower() for s in sources if s.domain))
+    for name in balance_of(select.balance):
+        if name not in known:
+            raise UsageError(
+                f"select.balance wants a domain '{name}' that no source has{nearest(name, known)}",
+                f"domains: {', '.join(known) or 'none'}; give a source one with `domain:`"
+                + ("; select.fill goes without what is missing" if preset else ""),
             )

@@ -95,6 +95,7 @@ def plan_lines(
         lines += [f"          {line}" for line in found]
     else:
         lines.append("          starts from published traces: nothing is sampled")
+    lines += [f"          {line}" for line in _selection_lines(recipe)]
     student, train = recipe.student, recipe.train
     lines.append(
         f"          student {student.base or '(object)'}, {student.method}: {train.epochs:g} "
@@ -104,6 +105,20 @@ def plan_lines(
     tasks = ", ".join(task.name for task in asked.tasks)
     lines.append(f"          evaluation on {tasks}: {asked.samples} samples a problem")
     return lines
+
+
+def _selection_lines(recipe: Recipe) -> list[str]:
+    """What a reader should know of a selection that throws away what was asked for."""
+    want, select = recipe.sampling.want, recipe.select
+    found = []
+    if recipe.traces is None and want and want > select.per_problem and select.by == "random":
+        found.append(
+            f"note: sampling.want is {want}, and select.per_problem keeps {select.per_problem} of "
+            "them, drawn at random"
+        )
+    if select.by == "judge" and not any(p.name == "judge" for p in recipe.grading.graders):
+        found.append("note: select.by is judge, and no judge is among grading.graders")
+    return found
 
 
 def default_basis(recipe: Recipe) -> Basis:

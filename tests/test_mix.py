@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from distill import Recipe
+from distill.agreement import check_agreement
 from distill.choose import Candidate, choose
-from distill.errors import DataError
+from distill.errors import DataError, UsageError
 from distill.mix import R1_EXAMPLES, balance_of, by_share, quotas
+from distill.plan import plan_lines
 from distill.records import Example, Problem, Trace, Verdict, read_records, write_jsonl
 from distill.schema import Selection
 from distill.select import select_traces
@@ -208,3 +211,39 @@ def test_fill_takes_all_there_is_or_all_that_is_wanted(
     assert all(0 <= found[name] <= available[name] for name in NAMES)
     short = [n for n in NAMES if found[n] < mix[n] * most - 1]
     assert all(found[n] == available[n] for n in short)
+
+
+def planned(**sections: Any) -> Recipe:
+    sources = [
+        {"task": "chain_sum", "size": 9, "name": "sums", "domain": "Math"},
+        {"task": "gcd", "size": 9, "name": "code", "domain": "code"},
+    ]
+    return Recipe.from_dict({"name": "p", "problems": {"sources": sources}, **sections})
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ({"balance": {"maths": 0.5, "code": 0.5}}, "'maths' that no source has; did you mean"),
+        ({"balance": "r1"}, "'stem' that no source has"),
+        ({"per_source": {"sum": 3}}, "select.per_source names a source 'sum'"),
+    ],
+)
+def test_names_that_nothing_has_are_found_before_sampling(
+    select: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_agreement(planned(select=select))
+
+
+def test_domains_that_there_are_or_may_be_are_accepted() -> None:
+    check_agreement(planned(select={"balance": {"math": 0.5, "code": 0.5}}))
+    check_agreement(planned(select={"balance": "r1", "fill": True, "max_examples": 9}))
+
+
+def test_the_plan_says_what_the_selection_throws_away() -> None:
+    wanted = {"sampling": {"want": 4}}
+    text = "\n".join(plan_lines(planned(**wanted)))
+    assert "sampling.want is 4, and select.per_problem keeps 1 of them" in text
+    assert "note:" not in "\n".join(plan_lines(planned(**wanted, select={"by": "shortest"})))
+    assert "no judge is among" in "\n".join(plan_lines(planned(select={"by": "judge"})))
