@@ -8,13 +8,12 @@ it, so that a recipe of mathematics needs no sandbox and no extra package.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from distill.grade.base import Check, StagedGrader
 from distill.grade.choice import KEY as CHOICES
-from distill.grade.exact import Words, normalise
+from distill.grade.exact import Words, in_letters, is_words
 from distill.grade.gym import GYM, INSTRUCTIONS, SCHEMA, TESTS, ReasoningGym
 from distill.grade.math import Math
 from distill.records import Grade, Problem, Trace
@@ -37,31 +36,6 @@ BY_KEY = {
     SCHEMA: "json_schema",
 }
 """The part for a problem with this key in its metadata; the first that is there decides."""
-
-_WORDS = re.compile(r"[^\W\d_]+(?:[ \t]+[^\W\d_]+|['’-][^\W\d_]+|[.](?=[ \t]|$))*")
-_FORMULA = re.compile(
-    r"\b(?:pi|sqrt|sin|cos|tan|cot|sec|csc|arc\w+|log|ln|exp|inf|infinity|infty|frac|cdot|times|deg"
-    r"|degrees?|mod|dx|dy|dt|abs|min|max|gcd|lcm|alpha|beta|gamma|theta|lambda|sigma|omega"
-    r"|half|third|quarter|dozen|hundred|thousand|million|billion|trillion|percent"
-    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty"
-    r"|undefined|none|empty|no solutions?|infinitely)\b",
-    re.IGNORECASE,
-)
-
-
-def is_words(gold: str) -> bool:
-    """Whether a gold answer is made of words: no digit, no LaTeX, no operator, nothing of algebra.
-
-    math-verify reads `Paris` as a product of letters, which makes it equal to `pairs`.
-    """
-    return _worded(gold) and not _FORMULA.search(gold)
-
-
-def _worded(gold: str) -> bool:
-    text = normalise(gold, case=True)
-    if not _WORDS.fullmatch(text):
-        return False
-    return text.casefold() == "no" or any(len(w) >= 3 for w in re.findall(r"[^\W\d_]+", text))
 
 
 class Auto(StagedGrader):
@@ -110,7 +84,7 @@ class Auto(StagedGrader):
         part = self.part_for(problem)
         if not part:
             return self.grade("ungraded", detail="neither reference answer nor scorer")
-        if part == "math" and _worded(str(problem.gold)):
+        if part == "math" and in_letters(str(problem.gold)):
             # "seven" and "undefined" may be said in both ways.
             told = self._part("words").quick(problem, trace)
             if isinstance(told, Grade) and told.correct:

@@ -9,6 +9,17 @@ from distill.grade.base import Check, StagedGrader
 from distill.grade.extract import answer_text, final_answer, was_cut, without_answer
 from distill.records import Grade, Problem, Trace
 
+_WORDS = re.compile(r"[^\W\d_]+(?:[ \t]+[^\W\d_]+|['’-][^\W\d_]+|[.](?=[ \t]|$))*")
+_FORMULA = re.compile(
+    r"\b(?:pi|sqrt|sin|cos|tan|cot|sec|csc|arc\w+|log|ln|exp|inf|infinity|infty|frac|cdot|times|deg"
+    r"|degrees?|mod|dx|dy|dt|abs|min|max|gcd|lcm|alpha|beta|gamma|theta|lambda|sigma|omega"
+    r"|half|third|quarter|dozen|hundred|thousand|million|billion|trillion|percent"
+    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+    r"|undefined|none|empty|no solutions?|infinitely)\b",
+    re.IGNORECASE,
+)
+
 
 def normalise(text: str, *, case: bool = False) -> str:
     r"""Unicode NFKC, white space folded, `\text{}`, dollar signs, quotes and a last dot removed."""
@@ -16,6 +27,23 @@ def normalise(text: str, *, case: bool = False) -> str:
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s{0,8}\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\s+", " ", text).strip().strip("$*`\"'").strip().rstrip(".").strip()
     return text if case else text.casefold()
+
+
+def is_words(gold: str) -> bool:
+    """Whether a gold answer is made of words: no digit, no LaTeX, no operator, nothing of algebra.
+
+    math-verify reads `Paris` as a product of letters, which makes it equal to `pairs`.
+    """
+    product = re.fullmatch("[a-z]{1,3}", normalise(gold, case=True))  # `xyz` may be x*y*z
+    return in_letters(gold) and not product and not _FORMULA.search(gold)
+
+
+def in_letters(gold: str) -> bool:
+    """Whether a text is of letters alone, with a word of three or more among them."""
+    text = normalise(gold, case=True)
+    if not _WORDS.fullmatch(text):
+        return False
+    return text.casefold() == "no" or any(len(w) >= 3 for w in re.findall(r"[^\W\d_]+", text))
 
 
 class Exact(StagedGrader):

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.grade.auto import is_words
 from distill.grade.base import Check, StagedGrader
 from distill.grade.choice import KEY as CHOICES
 from distill.grade.choice import Choice, Options, chosen_in
-from distill.grade.exact import Words, normalise
+from distill.grade.exact import Words, is_words, normalise
 from distill.grade.extract import answer_text, final_answer, was_cut
 from distill.grade.gym import gradable
 from distill.grade.math import Math
