@@ -171,6 +171,8 @@ class GraderPool:
         self.timeout_s = timeout_s
         self.memory = memory if sys.platform.startswith("linux") else 0
         self.killed = 0
+        self.longest = 0.0
+        """The longest that a check took, as a share of its deadline; killing it is counted."""
         self._members: list[_Member] = []
         self._queue: deque[Job] = deque()
         self._done: deque[tuple[int, Grade]] = deque()
@@ -278,6 +280,9 @@ class GraderPool:
     def _read(self, member: _Member) -> None:
         while member.jobs and member.pipe.poll():
             ticket, grade, when = member.pipe.recv()
+            if grade is not None:
+                busy = when[0] - member.since - (when[1] - member.waited)
+                self.longest = max(self.longest, busy / member.limit)
             (member.since, member.waited), member.grace = when, 0.0
             member.loaded.add(_loading(member.jobs[0]))
             self._early_deaths = 0
@@ -288,7 +293,9 @@ class GraderPool:
     def _expire(self) -> None:
         for member in list(self._members):
             if member.overdue:
-                self._bury(member, f"took longer than {member.limit:g} s and was killed")
+                limit, begin = member.limit, member.since + member.grace
+                self._bury(member, f"took longer than {limit:g} s and was killed")
+                self.longest = max(self.longest, (time.monotonic() - begin) / limit)
 
     def _bury(self, member: _Member, why: str) -> None:
         """End a worker: its first job is an error, the others are queued again, in front."""
