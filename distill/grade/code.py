@@ -15,7 +15,7 @@ from typing import Any
 
 from distill.errors import UsageError
 from distill.grade.base import Check, StagedGrader
-from distill.grade.code_tests import Tests, brief, read_tests, same_output, same_value
+from distill.grade.code_tests import Tests, brief, clean, read_tests, same_output, same_value
 from distill.grade.extract import answer_text, was_cut, without_answer
 from distill.grade.program import completed, defines, find_program, last_function
 from distill.grade.sandbox import (
@@ -142,7 +142,9 @@ class Code(StagedGrader):
             }
         report = run_job(sandbox, header, self.limits, job)
         if report.broken:
-            return self.grade("wrong", program, detail=f"does not run: {report.broken}")
+            return self.grade(
+                "wrong", program, detail=f"does not run: {clean(report.broken)}"[:400]
+            )
         if tests.kind == "functional":
             return self._values(tests, program, report)
         return self._assertions(tests, program, report)

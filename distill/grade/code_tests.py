@@ -276,7 +276,7 @@ def same_output(got: str, expected: str, tolerance: float | None = None) -> str:
 
 def _same_numbers(a: str, b: str, tolerance: float | None) -> bool:
     left, right = a.split(), b.split()
-    if len(left) != len(right):
+    if len(left) != len(right) or "_" in a:
         return False
     for x, y in zip(left, right, strict=True):
         if x == y and tolerance is not None:
@@ -310,13 +310,16 @@ def same_value(got: Any, expected: Any, tolerance: float | None = None) -> bool:
         )
     if isinstance(got, float) and tolerance is not None and isinstance(expected, int | float):
         return _near(got, float(expected), tolerance)
-    if isinstance(got, bool) != isinstance(expected, bool):
-        return False
     return bool(got == expected)
 
 
 def brief(value: Any, most: int = 60) -> str:
     """A value or text for a line of detail."""
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split()) or "nothing"
+    text = clean(value if isinstance(value, str) else repr(value)) or "nothing"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def clean(text: str) -> str:
+    """One line that does nothing to a terminal: what cannot be printed becomes U+FFFD."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)

@@ -312,7 +312,9 @@ def main() -> None:
     hide()
     # Process 1 is reached from inside only by signals that it handles.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.path[:] = [entry for entry in sys.path if entry]  # the program may write to its folder
+    # The program may write to the folder that it was started in.
+    here = ("", os.getcwd(), os.path.dirname(os.path.abspath(sys.argv[0])))
+    sys.path[:] = [entry for entry in sys.path if entry not in here]
     header = read_frame()
     emit(ready=list(sys.version_info[:3]))
     end = scripts(header) if header["mode"] == "script" else calls(header)

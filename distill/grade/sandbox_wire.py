@@ -189,12 +189,17 @@ def decode(data: Any, held: Callable[[Any], Any]) -> Any:
 
 def _number(body: Any, held: Any) -> Any:
     module, name, text = body
+    # Fraction("1e999999999") would be calculated for hours.
+    if len(text) > 4000 or not set(text.upper()) <= set("+-.0123456789E/NAINFTYS"):
+        raise ValueError(text)
     if (module, name) == ("decimal", "Decimal"):
         import decimal
 
         return decimal.Decimal(text)
     import fractions
 
+    if "E" in text.upper():
+        raise ValueError(text)
     return fractions.Fraction(text)
 
 
