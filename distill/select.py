@@ -234,7 +234,7 @@ def _summary(
         "tokens": sum(sizes),
         "token_quantiles": quantiles(sizes),
         "by_source": {name: dict(counts) for name, counts in sorted(sources.items())},
-        "by_domain": dict(sorted(Counter(c.domain for c in chosen).items())),
+        "by_domain": dict(sorted(Counter(c.domain for c in chosen if c.domain).items())),
         "splits": {name: _split(some) for name, some in splits.items()},
         "notes": notes,
     }
