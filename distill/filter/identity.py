@@ -25,7 +25,8 @@ MAKERS = (
     "OpenAI", "Anthropic", "DeepSeek(?:[- ]AI)?", "Google(?: DeepMind)?", "DeepMind",
     "Meta(?: AI)?", "Microsoft", "Alibaba(?: Cloud|'s)?", "Mistral(?: AI)?", "xAI",
     "Moonshot(?: AI)?", "Zhipu", "Baidu", "ByteDance", "Tencent", "NVIDIA", "MiniMax", "NovaSky",
-    "深度求索", "阿里巴巴", "阿里云", "月之暗面", "智谱", "百度", "字节跳动", "腾讯", "谷歌", "微软",
+    "深度求索", "阿里巴巴", "阿里云", "月之暗面", "智谱", "百度",
+    "字节跳动", "腾讯", "谷歌", "微软",
 )  # fmt: skip
 _KINDS = (
     r"(?:(?:an? )?(?:(?:large |AI |artificial intelligence |virtual |digital )*"

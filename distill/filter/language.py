@@ -127,14 +127,11 @@ def _foreign_pattern(own: frozenset[str]) -> re.Pattern[str]:
     """
     parts = []
     others = [s for s in SCRIPTS if s not in own and s not in ("Latin", "Greek")]
-    if "Han" in own and "Kana" in own:
-        # Japanese that goes on for so long without kana is Chinese.
-        han = SCRIPTS["Han"]
-        parts.append(f"(?<![{han}，。、；：！？])[{han}][{han}，。、；：！？]{{29,}}+")
     for name in ("Latin", "Greek"):
         if name not in own:
-            c, least = SCRIPTS[name], 4 if name == "Latin" else 2
-            parts.append(f"(?<![{c}])(?:[{c}]{{2,}}+[ ,;:'’]{{1,2}}+){{{least},}}[{c}]{{2,}}+")
+            c, least = SCRIPTS[name], "{4,}" if name == "Latin" else "{2,}"
+            word = f"[{c}]{{2,}}+" if name == "Latin" else f"[{c}]{{3,}}+"
+            parts.append(f"(?<![{c}])(?:{word}[ ,;:'’]{{1,2}}+){least}{word}")
     unspaced = scripts.characters(s for s in others if s in scripts.UNSPACED)
     spaced = scripts.characters(s for s in others if s not in scripts.UNSPACED)
     # Stretches go on over spaces and punctuation, so that a quotation is more than a word.
@@ -148,7 +145,7 @@ def _foreign_pattern(own: frozenset[str]) -> re.Pattern[str]:
 def _gates(own: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     others = scripts.characters(SCRIPTS.keys() - own - {"Latin", "Greek"})
     greek = SCRIPTS["Greek"]
-    return re.compile(f"[{others}]"), re.compile(f"[{greek}][{greek}]+[ ,;:'’]{{1,2}}[{greek}]")
+    return re.compile(f"[{others}]"), re.compile(f"[{greek}][{greek}]{{2}}")
 
 
 def _foreign_letter(own: frozenset[str], text: str) -> bool:
@@ -164,6 +161,8 @@ def _foreign_script(target: Target, text: str, question: str) -> Iterator[tuple[
     pattern = _foreign_pattern(target.scripts)
     said = [m.group() for m in pattern.finditer(question)]
     text = prose(text)
+    if {"Han", "Kana"} <= target.scripts:
+        yield from _chinese_lines(text)
     for match in pattern.finditer(text):
         stretch = match.group()
         if _quoted(text, match.start(), match.end()) or stretch in question:
@@ -174,6 +173,15 @@ def _foreign_script(target: Target, text: str, question: str) -> Iterator[tuple[
         count = scripts.count_words(rest)
         if count:
             yield count, _named(stretch), stretch
+
+
+def _chinese_lines(text: str, least: int = 10) -> Iterator[tuple[int, str, str]]:
+    """Lines of at least so many Han characters and no kana: Japanese writes no such sentence."""
+    han, kana = (re.compile(f"[{SCRIPTS[name]}]") for name in ("Han", "Kana"))
+    for line in text.split("\n"):
+        count = len(han.findall(line))
+        if count >= least and not kana.search(line):
+            yield count, NAMES["zh"], line.strip()
 
 
 _OPENING, _CLOSING = "(（[\"'“‘«「『《", ")）]\"'”’»」』》"

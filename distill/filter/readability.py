@@ -114,11 +114,11 @@ class Readability:
         )
 
 
-# <|im_end|>, <｜end▁of▁sentence｜> and their like, [INST], <start_of_turn>, bytes and BPE's own signs
+# <|im_end|>, <｜end▁of▁sentence｜> and their like, [INST], <start_of_turn>, bytes and BPE's signs
 # for a space. Tags of thinking are the business of `format`. Code blocks are no exception: a
 # tokenizer that finds <|im_end|> in one ends the turn all the same.
 SPECIAL = re.compile(
-    r"<[|｜](?!(?:begin|end)_of_(?:thought|solution)[|｜]>)[^<>|｜\s]{1,40}[|｜]>"
+    r"<[|｜](?!(?:begin|end)_of_(?:thought|solution)[|｜]>)[^<>|｜\s]{2,40}[|｜]>"
     r"|<(?:(?:start|end)_of_(?:turn|text|image)|bos|eos|pad|unk|sop|eop|/s|0x[0-9A-F]{2}"
     r"|extra_id_\d+|(?:reserved|unused)_[a-z_]*\d+|\[?/?PAD\]?)>"
     r"|\[/?INST\]|<</?SYS>>|\[gMASK\]|\[(?:BOS|EOS|UNK|PAD|SEP|CLS)\]"
@@ -127,7 +127,7 @@ SPECIAL = re.compile(
 
 _TURN = re.compile(
     r"\n[ \t]*(?:\*\*)?(?:"
-    r"(?:User|Human|Assistant|USER|HUMAN|ASSISTANT|用户|助手|人类)(?:\*\*)? ?[:：]"
+    r"(?:User|Human|Assistant|USER|HUMAN|ASSISTANT|用户|助手)(?:\*\*)? ?[:：]"
     r"|#{2,3} ?(?:Instruction|Response|Human|Assistant|User)s?:"
     r"|System: You are )"
 )

@@ -69,19 +69,16 @@ def _told(text: str, detects: bool) -> Target:
     if "Kana" in counts and used & {"Han", "Kana"}:
         used |= {"Han", "Kana"}
     codes = {"ja"} if "Kana" in used else {scripts.SPOKEN[name] for name in used} - {""}
-    if words and len(words) >= 0.25 * total and (len(words) >= 3 or not used):
+    told_in_english = len({found.lower() for found in _ASKED.findall(text)})
+    enough = len(words) >= 0.25 * total and (len(words) >= 3 or not used)
+    if words and (enough or told_in_english > 1):
         used.add("Latin")
-        code = _latin_language(text, len(words), detects)
-        codes |= {code} - {""}
+        if told_in_english >= (2 if len(words) > 6 or counts else 1):
+            codes |= {"en"}
+        elif detects and len(words) >= 5:
+            codes |= {latin.detect(" ".join(text.split()))} - {""}
     name = "/".join(sorted(NAMES.get(code, code) for code in codes)) or " and ".join(
         f"in {script} letters" for script in sorted(used)
     )
     return Target(name, frozenset(codes), frozenset(used))
 
-
-def _latin_language(text: str, words: int, detects: bool) -> str:
-    if len({found.lower() for found in _ASKED.findall(text)}) >= (2 if words > 6 else 1):
-        return "en"
-    if detects and words >= 5:
-        return latin.detect(" ".join(text.split()))
-    return ""
