@@ -12,6 +12,8 @@ from distill.thinking import split
 RUN = 4
 """Words in a row by which a passage is recognised in another text."""
 
+BEGINNING = 2000
+
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 
 
@@ -41,34 +43,37 @@ class Thinking:
         parts = split(trace.text)
         if parts.reasoning is None:
             return None
-        found = words_of(parts.reasoning)
-        if not found:
+        if not parts.reasoning:
             return "empty thinking"
-        different = len(set(found)) if len(found) < 100 * self.min_words else len(found)
+        different = self._different(parts.reasoning)
         if different < self.min_words:
             return (
                 f"thinking of {different} different words, fewer than {self.min_words}: "
                 f"{quote(parts.reasoning)}"
             )
         for name, text in (("question", problem.question), ("answer", parts.answer)):
-            # What is far longer than the other text cannot be a copy of it, loops apart.
-            if len(parts.reasoning) > 4 * len(text) + 1000:
-                continue
-            share = copied(found, words_of(text))
-            if share > self.max_copied:
-                return f"{share:.0%} of the thinking stands in the {name}: {quote(parts.reasoning)}"
+            if len(parts.reasoning) <= 2 * len(text) + 200:
+                share = copied(parts.reasoning, text)
+                if share > self.max_copied:
+                    return (
+                        f"{share:.0%} of the thinking stands in the {name}: "
+                        f"{quote(parts.reasoning)}"
+                    )
         return None
 
+    def _different(self, text: str) -> int:
+        """Different words, of a long text those of its beginning if they are enough."""
+        found = len(set(_WORD.findall(text[:BEGINNING].casefold())))
+        if found >= self.min_words or len(text) <= BEGINNING:
+            return found
+        return len(set(_WORD.findall(text.casefold())))
 
-def words_of(text: str) -> list[str]:
-    """Words, numbers and unspaced characters of a text, in lower case."""
-    return _WORD.findall(text.casefold())
 
+def copied(text: str, other: str) -> float:
+    """The share of runs of `RUN` words of `text` that stand in `other`, in upper or lower case."""
+    import numpy as np
 
-def copied(found: list[str], other: list[str]) -> float:
-    """The share of runs of `RUN` words of `found` that stand in `other`; 0 for a shorter one."""
-    if len(found) < RUN:
-        return 0.0
-    runs = [tuple(found[at : at + RUN]) for at in range(len(found) - RUN + 1)]
-    there = {tuple(other[at : at + RUN]) for at in range(len(other) - RUN + 1)}
-    return sum(run in there for run in runs) / len(runs)
+    from distill.filter.runs import run_hashes, words_of
+
+    runs, there = (run_hashes(words_of(t.casefold()).hashes, RUN) for t in (text, other))
+    return float(np.isin(runs, there).mean()) if len(runs) else 0.0
