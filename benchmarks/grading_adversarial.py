@@ -148,7 +148,7 @@ def _matrix(rows: list[list[int]], kind: str) -> str:
 
 
 def megabytes(rng: random.Random) -> Case:
-    size = rng.choice((100_000, 1_000_000, 3_000_000))
+    size = rng.choice((100_000, 1_000_000))
     number = str(rng.randint(10**8, 10**9))
     case = rng.randint(0, 5)
     if case == 0:

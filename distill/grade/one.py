@@ -74,8 +74,8 @@ def _grader(name: str) -> tuple[StagedGrader, GraderSpec]:
 class _Workers:
     """Pools of one worker each: as many as there are callers at a time, one for each processor."""
 
-    def __init__(self) -> None:
-        self._free = threading.Semaphore(default_workers())
+    def __init__(self, most: int | None = None) -> None:
+        self._free = threading.Semaphore(most or default_workers())
         self._idle: list[GraderPool] = []  # append and pop are atomic
 
     def check(self, spec: GraderSpec, check: Check, timeout_s: float) -> Grade:
