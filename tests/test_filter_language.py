@@ -40,12 +40,12 @@ CHAINS = {
     "the condition. So the number divides three, and that means we can check the cases.",
     "zh": "好的，我们来思考这道题。首先，因为AB=AC，所以这是一个等腰三角形，两个底角相等。"
     "等等，我再检查一遍这个结果是不是正确的。",
-    "ru": "Хорошо, давайте подумаем об этой задаче. Сначала нужно найти все целые числа, "
-    "которые удовлетворяют условию. Подождите, надо проверить этот случай ещё раз.",
+    "ru": "Хорошо, давайте подумаем об этой задаче. Сначала нужно найти все целые "
+    "числа, которые удовлетворяют условию. Подождите, надо проверить этот случай ещё раз.",
     "fr": "Bon, réfléchissons à ce problème. D'abord, il faut trouver tous les entiers qui "
     "vérifient la condition. Attendez, je dois vérifier ce cas encore une fois avant de continuer.",
-    "de": "Gut, denken wir über diese Aufgabe nach. Zuerst müssen wir alle ganzen Zahlen finden, die "
-    "die Bedingung erfüllen. Moment, ich sollte diesen Fall noch einmal prüfen.",
+    "de": "Gut, denken wir über diese Aufgabe nach. Zuerst müssen wir alle ganzen Zahlen finden, "
+    "die die Bedingung erfüllen. Moment, ich sollte diesen Fall noch einmal prüfen.",
     "ja": "では、この問題を考えましょう。まず、AB=ACなので二等辺三角形です。"
     "底角は等しいので、角Bは70度になります。念のためもう一度確認します。",
     "ko": "자, 이 문제를 생각해 봅시다. 먼저 AB=AC이므로 이등변삼각형이고 두 밑각의 크기가 "

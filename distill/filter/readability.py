@@ -173,11 +173,11 @@ def _misread() -> str:
 
 
 # ftfy's `is_bad` was tried: 5 MB/s, and it objects to Å³. These sequences hardly occur otherwise;
-# French "é »" and a hat on an A, which do, are left out.
+# French "é »" and Â², the square of an A with a hat, do and are left out.
 _AGAIN = _misread()
 _MOJIBAKE = re.compile(
     f"Ã[{_AGAIN}]"
-    f"|(?<=[\\w ])Â[\xa0-\xbf]"
+    "|(?<=\\w)Â[¹²³]|Â[\xa0-±´-¸º-¿]"
     f"|â[€†‡ˆ‰Š‹„š\x80-\x9f][{_AGAIN}]"
     f"|ð[Ÿ\x9f][{_AGAIN}]{{2}}"
     f"|ï¿½|ï»¿"
