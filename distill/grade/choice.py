@@ -43,6 +43,10 @@ _MARKED = re.compile(r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[).:\]])(?=\s|
 _DASHED = re.compile(r"([A-Z])\s{0,4}(?:[-–—=]\s)")
 _GLUED = re.compile(r"([A-Z])[).:](?![A-Z]\.)(?=[A-Z0-9])")
 _REASONED = re.compile(r"([A-Z])\s{1,4}(?:is|as|since|because|due)\b")
+_LISTED = re.compile(r"([A-HJ-Z]),\s{1,4}(?![A-Z]\b)")
+_WRAPPED = re.compile(
+    r"[\s$({]*\\(?:text|textbf|textrm|mathrm|mathbf|boxed)\s?\{\s?\(?([A-Z])[).:]{0,2}\s?\}"
+)
 _SPACED = re.compile(r"([B-HJ-Z])\s{1,4}[a-z]")
 """A capital that is no English word, before a word: "B because ..."."""
 
@@ -144,11 +148,12 @@ def letters_of(answer: str, options: Options = NONE, *, several: bool = False) -
     listed = _listed(bare)
     if listed:
         return _if(listed, options)
-    for pattern in (_MARKED, _DASHED, _GLUED, _REASONED, _SPACED):
+    for pattern in (_MARKED, _DASHED, _GLUED, _LISTED, _REASONED, _SPACED):
         match = pattern.match(bare)
         if match:
             return _if(next(g for g in match.groups() if g).upper(), options)
-    return ""
+    wrapped = _WRAPPED.match(answer)
+    return _if(wrapped[1], options) if wrapped else ""
 
 
 _AND_SPLIT = re.compile(_AND)

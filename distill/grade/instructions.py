@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,7 +107,8 @@ class Instructions(StagedGrader):
             return without_answer(trace, self.name, self.version)
         if was_cut(trace):
             return self.grade("truncated", detail="the response was cut off at the token limit")
-        return Check((asked, problem.question, text), (problem.id, text))
+        args = (asked, problem.question, text)
+        return Check(args, hashlib.sha256(repr(args).encode()).digest())
 
     def check(self, *args: Any) -> Grade:
         asked, prompt, text = args
