@@ -28,9 +28,9 @@ class Asked:
 class Hit:
     """What a training problem has in common with an evaluation problem.
 
-    `rule` is what found it ("instance", "equal", "passage", "stock phrases" or "rewording"),
-    `score` the share of the shorter question's words that both have (of a rewording: how alike
-    the two are), `matched` those words as the training problem has them.
+    `rule` is what found it ("instance", "equal", "passage", "stock phrases", "rewording" or
+    "formulas"), `score` the share of the shorter question's words that both have (for the last
+    two: how alike they are), `matched` those words as the training problem has them.
     """
 
     asked: Asked

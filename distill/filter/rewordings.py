@@ -3,7 +3,7 @@
 R1's rule finds who copied ten words in a row. It does not find "How many eggs are left over?"
 written for "What is the number of eggs that remain?". Words alone cannot tell a rewording from
 another problem of its kind, and mathematics has many of a kind; numbers can. On real problems
-(see docs/decontamination.md) different ones with the same numbers hardly ever have half of their
+(docs/decontamination.md) different ones with the same numbers hardly ever have half of their
 words and formulas in common, and reworded ones have two thirds.
 """
 
@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 
 from distill.filter.passages import Asked, Hit, cut
 from distill.filter.questions import UNSPACED, Parsed, parse
 
-Features = Mapping[str, int]
 Vector = dict[str, float]
 
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -47,6 +47,11 @@ _STEP = 0.1
 """What is asked beyond it for each number that is wanting."""
 _FLAT = 1000
 """Questions as if seen before the first, so that in a small corpus all words weigh the same."""
+_PARALLEL = 0.8
+"""From here on two questions say the same things in the same order, numbers aside."""
+_FORMULAS = 0.85
+_LONG = 12
+"""Signs, numbers and letters that formulas must have to stand for a problem by themselves."""
 
 
 class Rewordings:
@@ -55,56 +60,62 @@ class Rewordings:
     `add` all evaluation questions, `count` every training question, `settle`; then `find`.
 
     Both must have the same numbers (0 and 1 aside, numbers up to twelve also as words; one small
-    number may be missing on one side) and be at least `alike` in the cosine of their words and
-    of the pairs of neighbours in their formulas, letters taken for one another, each weighted by
-    how rare it is. For each number fewer than three that they have in common 0.1 more is asked.
-    Of questions of fewer than `n` words, and of those without numbers, the formulas must be the
-    same but for the names of variables.
+    number may be missing on one side). Then they overlap if they are at least `alike`, in the
+    cosine of their words and of the pairs of neighbours in their formulas, letters taken for one
+    another, each weighted by how rare it is. For each number fewer than three that they have in
+    common 0.1 more is asked. Where the words stand in the same order the numbers must too, or it
+    is a template filled in another way; of questions of fewer than `n` words, and of those
+    without numbers, the formulas must be the same but for the names of variables.
+
+    A translation has no words in common. It is found by its formulas if they are long, and
+    their numbers and most of their signs are the same in the same order.
     """
 
     def __init__(self, alike: float, n: int) -> None:
         self.alike, self.n = alike, n
-        self._asked: list[Asked] = []
-        self._features: list[Features] = []
-        self._vectors: list[Vector] = []
+        self._asked: list[tuple[Asked, Anatomy]] = []
         self._by_numbers: dict[frozenset[str], list[int]] = defaultdict(list)
         self._by_fewer: dict[frozenset[str], list[int]] = defaultdict(list)
         self._holders: Counter[str] = Counter()
         self._questions = 0
+        self._vectors: list[Vector] = []
 
     def add(self, asked: Asked) -> None:
         """Enter an evaluation question."""
-        question = parse(asked.text)
-        held, features = numbers(question), features_of(question)
+        anatomy = dissect(parse(asked.text))
         at = len(self._asked)
-        self._by_numbers[held].append(at)
-        for fewer in _without_one(held):
+        self._by_numbers[anatomy.numbers].append(at)
+        for fewer in _without_one(anatomy.numbers):
             self._by_fewer[fewer].append(at)
-        self._asked.append(asked)
-        self._features.append(features)
-        self._holders.update(features.keys())
+        self._asked.append((asked, anatomy))
+        self._holders.update(anatomy.features.keys())
         self._questions += 1
 
     def count(self, question: Parsed) -> bool:
         """Count the words of a training question; whether `find` can find anything."""
+        anatomy = dissect(question)
         self._questions += 1
-        self._holders.update(self._holders.keys() & features_of(question).keys())
-        return bool(self._candidates(numbers(question)))
+        self._holders.update(self._holders.keys() & anatomy.features.keys())
+        return bool(self._candidates(anatomy.numbers))
 
     def settle(self) -> None:
         """Weigh the words by how rare they are among all questions counted."""
-        self._vectors = [self._unit(features) for features in self._features]
+        self._vectors = [self._unit(anatomy.features) for _, anatomy in self._asked]
 
     def find(self, question: Parsed) -> Hit | None:
         """The evaluation question that is most alike, or None if none is alike enough."""
-        ours, best, found = self._unit(features_of(question)), 0.0, None
-        for at, shared in self._candidates(numbers(question)):
-            asked, theirs = self._asked[at], self._vectors[at]
-            score = sum(value * theirs[key] for key, value in ours.items() if key in theirs)
+        ours = dissect(question)
+        vector, best, found, rule = self._unit(ours.features), 0.0, None, ""
+        for at, shared in self._candidates(ours.numbers):
+            asked, theirs = self._asked[at]
+            other = self._vectors[at]
+            score = sum(value * other[key] for key, value in vector.items() if key in other)
             asks = min(self.alike + _STEP * max(_FULL - shared, 0), 1 - 1e-9)
-            if score > best and score >= asks and self._admits(question, asked, shared):
-                best, found = score, asked
-        return _hit(question, found, best) if found else None
+            if score > best and score >= asks and self._admits(ours, theirs, shared):
+                best, found, rule = score, asked, "rewording"
+            elif score < asks and shared and (score := _same_formulas(ours, theirs)) > best:
+                best, found, rule = score, asked, "formulas"
+        return _hit(question, ours, found, best, rule) if found else None
 
     def _candidates(self, held: frozenset[str]) -> list[tuple[int, int]]:
         """(place in `_asked`, numbers in common less those that one of the two lacks)."""
@@ -115,7 +126,7 @@ class Rewordings:
             found += [(at, len(fewer) - 1) for at in self._by_numbers.get(fewer, ())]
         return found
 
-    def _unit(self, features: Features) -> Vector:
+    def _unit(self, features: Mapping[str, int]) -> Vector:
         """Root counts by rarity, of length 1."""
         weighted = {key: math.sqrt(count) * self._weight(key) for key, count in features.items()}
         size = math.sqrt(sum(value * value for value in weighted.values()))
@@ -124,55 +135,70 @@ class Rewordings:
     def _weight(self, key: str) -> float:
         return math.log((self._questions + _FLAT) / (self._holders[key] + 1))
 
-    def _admits(self, question: Parsed, asked: Asked, shared: int) -> bool:
-        if shared and min(len(question.words), asked.size) >= self.n:
+    def _admits(self, ours: Anatomy, theirs: Anatomy, shared: int) -> bool:
+        if not shared or min(ours.size, theirs.size) < self.n:
+            return ours.formulas == theirs.formulas
+        if _within(ours.order, theirs.order) or _within(theirs.order, ours.order):
             return True
-        return _formulas(question) == _formulas(parse(asked.text))
+        return _ratio(ours.words, theirs.words) < _PARALLEL
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The parts of a question that rewordings are told by."""
+
+    size: int
+    """In words, numbers included."""
+    order: list[str]
+    """The numbers in order, spelled ones included, without 0 and 1."""
+    numbers: frozenset[str]
+    words: list[str]
+    """The stems of its words in order, numbers and formulas aside."""
+    formulas: list[str]
+    """The formulas' tokens, letters by the order in which they appear."""
+    features: Counter[str]
+    """Stems, numbers, and neighbours within formulas, with how often each stands there."""
+
+
+def dissect(question: Parsed) -> Anatomy:
+    """Take a question apart into words, numbers and formulas."""
+    commands = {found.casefold() for found in _COMMAND.findall(question.text)} | _RENAMED
+    order: list[str] = []
+    words: list[str] = []
+    formulas: list[str] = []
+    pairs: list[str] = []
+    letters: dict[str, str] = {}
+    before = ""
+    for token in question.tokens:
+        kind, key = _kind(token)
+        if kind == "word" and token not in commands:
+            words.append(key)
+            before = ""
+            continue
+        if kind == "letter":
+            formulas.append(letters.setdefault(token, f"?{len(letters)}"))
+        else:
+            formulas.append(key)
+        if kind == "number":
+            order.append(key)
+        if before:
+            pairs.append(f"{before} {key}")
+        before = key
+    features = Counter(words)
+    features.update(order)
+    features.update(pairs)
+    order = [number for number in order if number not in _MEANINGLESS]
+    return Anatomy(len(question.words), order, frozenset(order), words, formulas, features)
 
 
 def numbers(question: Parsed) -> frozenset[str]:
     """The distinct numbers of a question, spelled ones included, without 0 and 1."""
-    found = (_kind(token) for token in question.words)
-    return frozenset(key for kind, key in found if kind == "number" and key not in _MEANINGLESS)
-
-
-def features_of(question: Parsed) -> Counter[str]:
-    """Stems of words, numbers, and neighbours within formulas, with how often each stands there."""
-    commands, found, before = _commands(question), [], ""
-    for token in question.tokens:
-        kind, key = _kind(token)
-        if kind == "word" and token not in commands:
-            found.append(key)
-            before = ""
-            continue
-        if kind == "number":
-            found.append(key)
-        if before:
-            found.append(f"{before} {key}")
-        before = key
-    return Counter(found)
-
-
-def _formulas(question: Parsed) -> list[str]:
-    """The formulas' tokens in order, letters by the order in which they first appear."""
-    commands, names, found = _commands(question), dict[str, str](), []
-    for token in question.tokens:
-        kind, key = _kind(token)
-        if kind == "letter":
-            found.append(names.setdefault(token, f"?{len(names)}"))
-        elif kind != "word" or token in commands:
-            found.append(key)
-    return found
-
-
-def _commands(question: Parsed) -> set[str]:
-    """LaTeX's commands in a question, which are parts of its formulas."""
-    return {command.casefold() for command in _COMMAND.findall(question.text)} | _RENAMED
+    return dissect(question).numbers
 
 
 @lru_cache(100_000)
 def _kind(token: str) -> tuple[str, str]:
-    """What a token is ("number", "letter", "sign" or "word"), and what it is compared by."""
+    """What a token is (number, letter, sign or word), and what it is compared by."""
     token = _SPELLED.get(token, token)
     if token[0].isdigit():
         return "number", token.rstrip("0").rstrip(".") if "." in token else token
@@ -191,14 +217,37 @@ def _without_one(held: frozenset[str]) -> Iterator[frozenset[str]]:
                 yield held - {number}
 
 
-def _hit(question: Parsed, asked: Asked, score: float) -> Hit:
+def _same_formulas(ours: Anatomy, theirs: Anatomy) -> float:
+    """How alike the formulas are, 0 if they are short, differ in numbers or in too much else."""
+    if ours.order != theirs.order or min(len(ours.formulas), len(theirs.formulas)) < _LONG:
+        return 0.0
+    # Brackets belong to the text around them as often as not.
+    bare = [[token for token in one.formulas if token not in "()[]"] for one in (ours, theirs)]
+    if min(map(len, bare)) < _LONG:
+        return 0.0
+    ratio = _ratio(*bare)
+    return ratio if ratio >= _FORMULAS else 0.0
+
+
+def _within(few: Sequence[str], many: Sequence[str]) -> bool:
+    """True if `few` stand in `many` in their order, with others between them perhaps."""
+    rest = iter(many)
+    return all(number in rest for number in few)
+
+
+def _ratio(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    return SequenceMatcher(None, ours, theirs, autojunk=False).ratio()
+
+
+def _hit(question: Parsed, ours: Anatomy, asked: Asked, score: float, rule: str) -> Hit:
     theirs = parse(asked.text).words
     blocks = SequenceMatcher(None, question.words, theirs, autojunk=False).get_matching_blocks()
     parts = [" ".join(question.words[b.a : b.a + b.size]) for b in blocks if b.size]
-    held = sorted(numbers(question), key=lambda n: (len(n), n))
-    same = f" with the same numbers ({cut(', '.join(held), 30)})" if held else ""
+    held = cut(", ".join(sorted(ours.numbers, key=lambda n: (len(n), n))), 30)
+    same = f" with the same numbers ({held})" if held else ""
+    does = "rewords" if rule == "rewording" else "has the formulas of"
     reason = (
-        f"rewords problem {asked.problem_id} of '{asked.task}', {score:.0%} alike{same}: "
+        f"{does} problem {asked.problem_id} of '{asked.task}', {score:.0%} alike{same}: "
         f"'{cut(' '.join(question.text.split()))}'"
     )
-    return Hit(asked, "rewording", score, " … ".join(parts), reason)
+    return Hit(asked, rule, score, " … ".join(parts), reason)
