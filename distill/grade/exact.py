@@ -34,7 +34,8 @@ def is_words(gold: str) -> bool:
 
     math-verify reads `Paris` as a product of letters, which makes it equal to `pairs`.
     """
-    product = re.fullmatch("[a-z]{1,3}", normalise(gold, case=True))  # `xyz` may be x*y*z
+    text = normalise(gold, case=True)
+    product = re.fullmatch("[a-z]{1,3}", text) and text not in ("yes", "no", "odd")  # as in `xyz`
     return in_letters(gold) and not product and not _FORMULA.search(gold)
 
 
