@@ -1,24 +1,26 @@
-"""Filters that read one trace: outcome, form, length, repetition."""
+"""Filters that read one trace: outcome, form, thinking, length."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections import Counter
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from distill.errors import UsageError
 from distill.filter.corpus import Duplicates
 from distill.filter.format import Format
+from distill.filter.length import Length, with_tokenizers
 from distill.filter.outcome import Correct, Truncated
-from distill.filter.length import Length
-from distill.filter.repetition import Repetition, cycle, repeated_share
+from distill.filter.parts import filters_identity
+from distill.filter.thinking import Thinking
 from distill.records import Grade, Problem, Trace
+from distill.schema import PartSpec
+from distill.thinking import convert
 
 PROBLEM = Problem(messages=({"role": "user", "content": "q"},), gold="4")
 
@@ -105,118 +107,78 @@ def test_duplicates_ignore_white_space_and_keep_the_first() -> None:
     assert reasons == [None, "same text as sample 0", None, None]
 
 
-LOOPS = {
-    "a line": "<think>\nLet me see.\n" + "Wait, let me check that again.\n" * 30,
-    "a paragraph": "<think>\n" + "First I add the two.\nThen I subtract three of them.\n\n" * 20,
-    "cut inside": "<think>\nSo " + "we get the same equation as before, hence " * 12 + "we get the",
-    "no spaces": "<think>\nx=" + "0123456789abcdefghijkmn" * 40,
-    "one letter": "<think>\n" + "a" * 900,
-    "chinese": "<think>\n" + "我们再检查一遍这个结果是不是正确的。" * 30,
-    "out of it": "<think>\n"
-    + "Let me count the stones in the third row once more. " * 20
-    + "Fine, it is seven.\n</think>\n\nThe answer is 7.",
-    "in the answer": "<think>\nSeven.\n</think>\n\n" + "The answer is \\boxed{7}. " * 20,
-    "with counters": "<think>\n"
-    + "".join(
-        f"{i}. If we try the next number, the left side is still smaller than the right side, "
-        "because both of them grow at the same time, so we have to go on with the next one.\n"
-        for i in range(30)
-    ),
-}
+def test_format_names_the_tags_of_another_style() -> None:
+    text = "<|begin_of_thought|>\n\na\n\n<|end_of_thought|>\n\nb"
+    assert judge(Format(), text) == "no thinking in <think> but in <|begin_of_thought|>"
 
 
-@pytest.mark.parametrize("name", LOOPS)
-def test_loops_are_found(name: str) -> None:
-    assert judge(Repetition(), LOOPS[name])
+QUESTION = "What is the sum of all whole numbers n for which n squared minus four is a prime?"
+ASKED = Problem(messages=({"role": "user", "content": QUESTION},))
+PROOF = "It is a product of two factors, so one of them is one; that makes three the only number."
 
 
-FINE = {
-    "pocket sum": "<think>\nI go from left to right.\n3 + 4 = 7.\n7 + 5 = 12.\n12 + 5 = 17.\n"
-    "17 + 5 = 22.\nThat gives 22.\n</think>\n\nThe answer is \\boxed{22}.",
-    "pocket letters": "<think>\nI spell each word.\n"
-    + "".join(f"{w}: {' '.join(w)}, 0.\n" for w in ("banana", "llama", "anna", "assess", "otto"))
-    + "Result: 0.\n</think>\n\nThe answer is \\boxed{0}.",
-    "said twice": "<think>\n"
-    + "To be sure I add the three numbers again: 31 + 45 = 76 and 76 + 18 = 94.\n" * 3
-    + "</think>\n\n\\boxed{94}",
-    "numbers": "<think>\n" + ", ".join(map(str, range(400))) + "\n</think>\n\n400",
-    "empty": "",
-}
+@pytest.mark.parametrize(
+    ("thinking", "answer", "reason"),
+    [
+        (PROOF, "\\boxed{3}", None),
+        ("", "3", "empty thinking"),
+        ("\n \n", "3", "empty thinking"),
+        ("Okay.", "3", "thinking of 1 different words, fewer than 10: 'Okay.'"),
+        ("Okay, okay! " * 30, "3", "thinking of 1 different words"),
+        ("让我们一步一步地想清楚这个问题吧。", "3", None),
+        (QUESTION, "3", "100% of the thinking stands in the question: 'What is the sum"),
+        (f"Okay. {QUESTION.upper()}", "3", "94% of the thinking stands in the question"),
+        (PROOF, f"{PROOF}\n\n\\boxed{{3}}", "100% of the thinking stands in the answer"),
+        (f"{PROOF} {QUESTION} Let me see whether minus one does it, too. No.", PROOF, None),
+    ],
+)
+def test_thinking_that_is_none(thinking: str, answer: str, reason: str | None) -> None:
+    made = Trace(problem_id=ASKED.id, index=0, text=f"<think>\n{thinking}\n</think>\n\n{answer}")
+    found = Thinking()(ASKED, made, Grade(outcome="correct"))
+    assert (found or "").startswith(reason or "")
+    assert (found is None) == (reason is None)
 
 
-@pytest.mark.parametrize("name", FINE)
-def test_sound_traces_are_kept(name: str) -> None:
-    assert judge(Repetition(), FINE[name]) is None
+def test_real_thinking_is_some(shared: Path) -> None:
+    kept = 0
+    for name in ("topology_r1_math500", "misguided_attention_r1_qwq", "skythought_sky_t1_long"):
+        for line in (shared / "traces" / f"{name}.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            asked = Problem(messages=({"role": "user", "content": row["problem"]},))
+            text = convert(row["trace"])[0]
+            made = Trace(problem_id=asked.id, index=0, text=text)
+            kept += Thinking()(asked, made, Grade(outcome="correct")) is None
+    assert kept == 617
 
 
-def test_reasons_quote_the_loop() -> None:
-    reason = judge(Repetition(), LOOPS["a line"])
-    assert reason is not None
-    assert "let me check that again" in reason
-    assert "29 times" in reason or "30 times" in reason
+TOKENIZER = Path(__file__).parent.parent / "students" / "pocket"
 
 
-@given(st.text(alphabet="ab \n", max_size=12), st.text(alphabet="abc", min_size=1, max_size=6))
-def test_a_cycle_is_found_with_its_whole_length(head: str, period: str) -> None:
-    text = (head + period * 60).rstrip()
-    length, found = cycle(text)
-    assert length >= len(period) * 60 - len(period)
-    assert text[-length + found :] == text[-length:-found]
+def test_length_in_tokens_of_the_student(tmp_path: Path) -> None:
+    text = "<think>\n3 + 4 = 7.\n</think>\n\n\\boxed{7}"
+    counted = Length(tokenizer=str(TOKENIZER), max_tokens=9)
+    reason = judge(counted, text, completion_tokens=4)
+    expected = len(AutoTokenizer.from_pretrained(TOKENIZER)(text).input_ids)
+    assert reason == f"{expected} tokens of the student, more than 9"
+    made = Trace(problem_id="p", index=0, text=text)
+    assert counted.measure(PROBLEM, made) == {"tokens": expected}
+    assert pickle.loads(pickle.dumps(counted))(PROBLEM, made, Grade(outcome="correct")) == reason
+    assert Length().measure(PROBLEM, made) == {}
 
 
-def plain_share(text: str, words: int, times: int) -> tuple[float, int]:
-    """The same by comparing strings: slower, and nothing to get wrong."""
-    found = text.split()
-    runs = Counter(tuple(found[at : at + words]) for at in range(len(found) - words + 1))
-    repeated = sum(count for count in runs.values() if count >= times)
-    return (repeated / runs.total(), max(runs.values())) if runs else (0.0, 0)
-
-
-@given(st.lists(st.sampled_from(["a", "b", "-1", "-2", "c."]), max_size=60), st.integers(2, 4))
-def test_hashed_runs_agree_with_plain_ones(found: list[str], times: int) -> None:
-    text = " ".join(found)
-    share, phrase, count = repeated_share(text, 3, times)
-    assert (share, count) == plain_share(text, 3, times)
-    assert phrase in text
-
-
-@given(st.text(max_size=400))
-def test_cycle_and_share_of_any_text(text: str) -> None:
-    length, period = cycle(text)
-    assert 0 <= length <= len(text)
-    assert period >= 1
-    assert 0 <= repeated_share(text, 3, 2)[0] <= 1
-
-
-def test_long_traces_take_no_quadratic_time() -> None:
-    """A doubled text may take four times as long on a busy machine, not sixteen times."""
-    text = " ".join(f"word{i} is {i * i % 977}" for i in range(12_000))
-
-    def seconds(sample: str) -> float:
-        runs = []
-        for _ in range(3):
-            start = time.process_time()
-            judge(Repetition(), sample)
-            runs.append(time.process_time() - start)
-        return min(runs)
-
-    assert seconds(text) < 12 * max(seconds(text[: len(text) // 4]), 0.002)
-
-
-def traces_of(shared: Path, name: str) -> list[dict[str, Any]]:
-    path = shared / "traces" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.open(encoding="utf-8")]
-
-
-def test_real_traces(shared: Path) -> None:
-    """Published R1 and QwQ chains pass; chains of badly trained students that loop do not."""
-    good = [r["trace"] for r in traces_of(shared, "topology_r1_math500")]
-    good += [r["trace"] for r in traces_of(shared, "misguided_attention_r1_qwq")]
-    dropped = [text for text in good if judge(Repetition(), text)]
-    assert len(dropped) < 0.02 * len(good)
-    assert all(text.count(text[-60:]) > 20 for text in dropped)
-    long = [r for r in traces_of(shared, "skythought_sky_t1_long") if len(r["trace"]) > 64_000]
-    assert len(long) > 30
-    assert all(judge(Repetition(), r["trace"]) for r in long)
-    rest = [r for r in traces_of(shared, "skythought_sky_t1_long") if r["grader_correct"]]
-    assert sum(judge(Repetition(), r["trace"]) is not None for r in rest) < 0.02 * len(rest)
+def test_the_students_tokenizer_is_part_of_the_identity(tmp_path: Path) -> None:
+    spec = PartSpec(name="length", params={"tokenizer": "student", "max_tokens": 99})
+    (known,) = with_tokenizers([spec], tmp_path, lambda: str(TOKENIZER), 64)
+    shutil.copy(TOKENIZER / "tokenizer.json", tmp_path)
+    (moved,) = with_tokenizers([spec], tmp_path, lambda: str(tmp_path), 64)
+    assert known != moved
+    assert filters_identity([known], tmp_path) == filters_identity([moved], tmp_path)
+    assert str(tmp_path) not in str(filters_identity([moved], tmp_path))
+    with (tmp_path / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    assert filters_identity([known], tmp_path) != filters_identity([moved], tmp_path)
+    assert "train.max_length" in Length(**known.params).notes[0]
+    assert "up to 99 tokens" in Length(**known.params).notes[0]
+    assert Length(**{**known.params, "max_tokens": 64}).notes == []
+    with pytest.raises(UsageError, match="no tokenizer 'nowhere'"):
+        judge(Length(tokenizer="nowhere"), "x")

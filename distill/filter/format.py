@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distill.records import Grade, Problem, Trace
-from distill.thinking import ThinkTags, split
+from distill.thinking import STYLES, ThinkTags, split
 
 
 class Format:
@@ -17,7 +17,8 @@ class Format:
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         parts = split(trace.text, self.tags)
         if parts.reasoning is None:
-            return "no thinking"
+            foreign = next((s.tags.open for s in STYLES.values() if s.tags.open in trace.text), "")
+            return f"no thinking in {self.tags.open} but in {foreign}" if foreign else "no thinking"
         if not parts.closed:
             return "thinking was never closed"
         if parts.opened != 1 or parts.closed != 1:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 WORDY = 4
 """One in so many words of a run must be of letters, where numbers are taken for alike."""
 
+COUNTED = 300
+"""Runs that differ in numbers alone, below which a chain may count through cases as it likes."""
+
 
 class Repetition:
     """Drops traces that loop. Four signs are looked for:
@@ -28,7 +31,7 @@ class Repetition:
     2. It ends in `tail_chars` characters or more that stood there, word for word, just before.
     3. More than `max_share` of all runs of `words` words are said at least `times` times.
     4. The same with all numbers alike: more than `max_counting` of all runs, tables and formulas
-       aside. A chain that counts through cases may do so for a while.
+       aside, and 300 of them at least: a chain may count through cases for a while.
 
     The defaults come from 1,214 published traces (docs/filters.md has the table). Time grows with
     the length of the text, n log n at most.
@@ -100,7 +103,7 @@ class Repetition:
             return None
         wordy = alike.wordy(self.words) >= self.words / WORDY
         share, phrase, count = _share(alike, runs, self, wordy)
-        if share > self.max_counting:
+        if share > self.max_counting and share * len(runs) >= COUNTED:
             return (
                 f"{share:.0%} of the text is repeated but for numbers: {quote(phrase)} "
                 f"{count} times"
