@@ -38,6 +38,8 @@ _MEANINGLESS = ("0", "1")
 """They come and go with the wording: "one of them", "f(x) = 0"."""
 _RENAMED = {"frac", "leq", "geq", "neq"}
 """What `questions.tokens` calls several commands."""
+_FRAMES = {"begin", "end", "pmatrix", "bmatrix", "vmatrix", "matrix", "array", "align", "cases"}
+"""What stands around every matrix makes no two problems alike."""
 _STEM = 5
 _SMALL = 12
 """Up to here a number may be missing on one side: "two of the three friends"."""
@@ -64,8 +66,9 @@ class Rewordings:
     cosine of their words and of the pairs of neighbours in their formulas, letters taken for one
     another, each weighted by how rare it is. For each number fewer than three that they have in
     common 0.1 more is asked. Where the words stand in the same order the numbers must too, or it
-    is a template filled in another way; of questions of fewer than `n` words, and of those
-    without numbers, the formulas must be the same but for the names of variables.
+    is a template filled in another way. Of questions of fewer than `n` words, and of those
+    without numbers, the formulas must be the same but for the names of variables, and without
+    numbers the words of one must stand in the other in their order.
 
     A translation has no words in common. It is found by its formulas if they are long, and
     their numbers and most of their signs are the same in the same order.
@@ -137,7 +140,9 @@ class Rewordings:
 
     def _admits(self, ours: Anatomy, theirs: Anatomy, shared: int) -> bool:
         if not shared or min(ours.size, theirs.size) < self.n:
-            return ours.formulas == theirs.formulas
+            return ours.formulas == theirs.formulas and (
+                shared > 0 or _within(ours.words, theirs.words) or _within(theirs.words, ours.words)
+            )
         if _within(ours.order, theirs.order) or _within(theirs.order, ours.order):
             return True
         return _ratio(ours.words, theirs.words) < _PARALLEL
@@ -171,6 +176,8 @@ def dissect(question: Parsed) -> Anatomy:
     before = ""
     for token in question.tokens:
         kind, key = _kind(token)
+        if token in _FRAMES and "begin" in commands:
+            continue
         if kind == "word" and token not in commands:
             words.append(key)
             before = ""
