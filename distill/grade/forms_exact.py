@@ -61,6 +61,22 @@ def same(left: Ratio, right: Ratio) -> bool:
     return work.times(left.above, right.below) == work.times(right.above, left.below)
 
 
+def proportional(left: Ratio, right: Ratio) -> bool:
+    """True where one numerator is the other times one term, so that both are zero together."""
+    if len(left.above) != len(right.above) or not left.above:
+        return False
+    work = _Exact()
+    first, coefficient = next(iter(left.above.items()))
+    for monomial, other in right.above.items():
+        inverse = tuple((atom, -exponent) for atom, exponent in first if atom[0] not in "#i")
+        if len(inverse) != len(first):
+            return left.above == right.above
+        term, factor = _merge(monomial, inverse)
+        if work.times(left.above, {term: other * factor / coefficient}) == right.above:
+            return True
+    return False
+
+
 def key(value: Ratio) -> str:
     """A name of the value: equal names are equal values."""
     parts = [
@@ -125,9 +141,7 @@ class _Exact:
     def add(self, left: Ratio, right: Ratio) -> Ratio:
         if left.below == right.below:
             return Ratio(self.plus(left.above, right.above), left.below)
-        above = self.plus(
-            self.times(left.above, right.below), self.times(right.above, left.below)
-        )
+        above = self.plus(self.times(left.above, right.below), self.times(right.above, left.below))
         return Ratio(above, self.times(left.below, right.below))
 
     def negative(self, value: Ratio) -> Ratio:

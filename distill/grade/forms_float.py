@@ -41,8 +41,9 @@ _DERIVED = {
 CALLS = ("function", "product", "symbol")
 """The ways to read `f(x)`."""
 
-WIDE, NARROW = 1.2, 0.01
-"""How far symbols' values spread: the narrow ones bear high powers."""
+WIDE, NARROW, WHOLE = 1.2, 0.01, 0.0
+"""How far symbols' values spread around 1: the narrow ones bear high powers. 0: whole numbers
+from 11 to 47, at which floors and binomials differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,10 @@ class Point:
             return self.values[name]
         if name in CONSTANTS:
             return CONSTANTS[name]
-        share = (zlib.crc32(name.lower().encode()) % 99_991) / 99_991
-        return 1 + self.spread * (share - 0.5)
+        code = zlib.crc32(name.lower().encode())
+        if self.spread == WHOLE:
+            return 11.0 + code % 37
+        return 1 + self.spread * ((code % 99_991) / 99_991 - 0.5)
 
 
 def value(node: Node, point: Point) -> Bounded:
@@ -108,13 +111,12 @@ def _apply(node: Node, point: Point) -> Bounded:
         total = a + b
         return total, da + db + EPSILON * (abs(a) + abs(b))
     if kind == "*":
-        product = a * b
-        return product, abs(a) * db + abs(b) * da + da * db + EPSILON * abs(product)
+        return _times((a, da), (b, db))
     if kind == "/":
         return _divide((a, da), (b, db))
     if kind == "^":
         return _power((a, da), (b, db))
-    raise TooHard
+    return _binomial((a, da), (b, db))
 
 
 def _call(name: str, argument: Bounded, point: Point) -> Bounded:
@@ -169,8 +171,19 @@ def _factorial(operand: Bounded) -> Bounded:
     return found, EPSILON * abs(found)
 
 
+def _binomial(above: Bounded, below: Bounded) -> Bounded:
+    (n, dn), (k, dk) = above, below
+    rest = n - k, dn + dk
+    return _divide(_factorial(above), _times(_factorial(below), _factorial(rest)))
+
+
+def _times(left: Bounded, right: Bounded) -> Bounded:
+    (a, da), (b, db) = left, right
+    return a * b, abs(a) * db + abs(b) * da + da * db + EPSILON * abs(a * b)
+
+
 def _function(name: str, arguments: list[Bounded]) -> Bounded:
-    (x, error), *more = arguments
+    x, error = arguments[0]
     if x.imag and name not in ("exp", "abs"):
         raise TooHard
     if name in _REAL:

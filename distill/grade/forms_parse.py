@@ -18,7 +18,10 @@ CALLED = frozenset("fghFGHPQRTuvWyY")
 """Letters before a parenthesis that are more likely functions than factors."""
 
 _CLOSE = {"(": ")", "[": "]", "{": "}"}
-_ENGLISH = frozenset("and or no not if for is are of all any so in on to max min mod gcd lcm det".split())
+_ENGLISH = frozenset(
+    ("and", "or", "no", "not", "if", "for", "is", "are", "of", "all", "any", "so", "in", "on",
+     "to", "max", "min", "mod", "gcd", "lcm", "det")
+)  # fmt: skip
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 
 
@@ -149,14 +152,11 @@ class _Parser:
             return self.group()
         if self.take("sign", "-"):
             return ("-", self.base())
-        if self.sees("sign", "(") or (token := self.peek()) is not None and token.kind in (
-            "number",
-            "letter",
-        ):
-            return self.base()
-        if self.sees("command", "frac", "pi") or (
-            token is not None and token.kind == "command" and token.text in GREEK
-        ):
+        token = self.peek()
+        if token is None:
+            raise TooHard
+        plain = token.kind in ("number", "letter") or token.text == "("
+        if plain or token.text == "frac" or token.text in GREEK:
             return self.base()
         raise TooHard
 
@@ -356,7 +356,7 @@ class _Parser:
         return ("^", self.group() if self.sees("sign", "(") else self.argument(), degree)
 
     def function(self, name: str) -> Node:
-        """`\\sin x`, `\\sin^2(x)`, `\\log_2 8`: the argument ends at a sign or the next function."""
+        r"""`\sin x`, `\sin^2(x)`, `\log_2 8`: the argument ends at a sign or another function."""
         power: Node | None = None
         base: Node | None = None
         if name == "log" and self.take("sign", "_"):
@@ -371,6 +371,9 @@ class _Parser:
             inner = self.group()
         else:
             inner = self.juxtaposed()
+        if name == "exp":
+            node = ("^", ("s", "e"), inner)
+            return node if power is None else ("^", node, power)
         if name == "log" and base is not None:
             name = "logb"
         node: Node = ("f", name, inner, base) if base is not None else ("f", name, inner)
@@ -390,23 +393,3 @@ class _Parser:
 
 
 HALF_NODE: Node = ("n", HALF, False)
-
-
-def decimal(node: Node) -> bool:
-    """True where a number of the formula was written as a decimal."""
-    if node[0] == "n":
-        return bool(node[2])
-    return any(decimal(part) for part in node[1:] if isinstance(part, tuple))
-
-
-def names(node: Node) -> frozenset[str]:
-    """The symbols of a formula, with constants (`pi`, `e`, `i`) and called functions."""
-    if node[0] == "s":
-        return frozenset((node[1],))
-    found: frozenset[str] = frozenset()
-    if node[0] == "f":
-        found = frozenset((node[1],)) if node[1].startswith("call:") else found
-    for part in node[1:]:
-        if isinstance(part, tuple):
-            found |= names(part)
-    return found

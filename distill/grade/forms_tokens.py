@@ -1,6 +1,7 @@
 r"""A formula as tokens: LaTeX, Unicode and plain text written in one way.
 
-Sizes, spaces, dollar signs and fonts go, Unicode signs become commands, `1{,}234` becomes `1234`. What is not understood raises `TooHard` later, in the parser.
+Sizes, spaces, dollar signs and fonts go, Unicode signs become commands, `1{,}234` becomes
+`1234`. What is not understood raises `TooHard` later, in the parser.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ FUNCTIONS = {
     "abs": "abs",
 }
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
-    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon "
-    "Phi Psi Omega ell hbar pi".split()
+    re.findall(
+        r"\w+",
+        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu "
+        "xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma "
+        "Upsilon Phi Psi Omega ell hbar pi",
+    )
 )
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ",
@@ -44,12 +48,17 @@ _DROP = re.compile(
     r"\\(?:left|right|middle|bigg?[lr]?|Bigg?[lr]?|displaystyle|textstyle|limits|nolimits|boxed"
     r"|mathstrut|Large|large|hfill|rm|bf)(?![a-zA-Z])(?:\s*\.(?!\d))?|\\!"
 )
-_SPACE = re.compile(r"\\[,;:> ]|\\q?quad(?![a-zA-Z])|\\(?:thinspace|hspace\*?\{[^{}]*\})|~|\s")
+_SPACE = re.compile(
+    r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|\\(?:thinspace|hspace\*?\{[^{}]*\})|~|\s"
+)
 _FONT = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathsf|mathbb|vec|overrightarrow|hat|bar|overline"
     r"|operatorname\*?)(?![a-zA-Z])"
 )
-_TEXT = r"\\(?:text|mathrm|mbox|textbf|textit|textrm|textnormal|textup|hbox|emph)\s*\{(?P<text>[^{}]*)\}"
+_TEXT = (
+    r"\\(?:text|mathrm|mbox|textbf|textit|textrm|textnormal|textup|hbox|emph)\s*"
+    r"\{(?P<text>[^{}]*)\}"
+)
 _RAISED_RUN = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _TIMES_TEN = re.compile(r"(?<=[\d.])\s*[xX]\s*(?=10\s*\^)")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,)\s*\d{3})+(?!\d)")
@@ -88,6 +97,7 @@ def clean(text: str) -> str:
     text = text.translate(_TRANSLATE)
     text = _RAISED_RUN.sub(lambda m: "^{" + m.group().translate(_RAISED) + "}", text)
     text = text.replace("\\$", " ").replace("$", " ")
+    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ")
     text = re.sub(r"\\[()\[\]]", " ", text)
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m.group()), text)
     text = _FONT.sub("", _DROP.sub("", text))

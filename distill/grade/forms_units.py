@@ -45,9 +45,12 @@ SHORT = frozenset(("cm", "mm", "km", "kg", "mg", "ft", "yd", "mL", "ml", "mph", 
 """Raw letters after a number that are a unit, not a product of symbols."""
 
 _CHANGES = frozenset(
-    "or and more less least most not no million billion thousand hundred dozen half twice if when "
-    "infinite infinity infinitely many pi mod modulo base plus minus times over per-cent squared "
-    "cubed root between to from than about approximately remainder none undefined".split()
+    re.findall(
+        r"\w+",
+        "or and more less least most not no million billion thousand hundred dozen half twice if "
+        "when infinite infinity infinitely many pi mod modulo base plus minus times over squared "
+        "cubed root between to from than about approximately remainder none undefined",
+    )
 )
 """Words that change a value, or leave a doubt about it."""
 
