@@ -50,8 +50,11 @@ _SAYS_WHO = (
     rf"(?:我|作为|本模型)[^。\n]{{0,24}}?{_names(MAKERS)}[^。，\n]{{0,8}}?"
     r"(?:开发|训练|研发|创造|打造|推出)",
     rf"\b(?:[Jj]e suis|[Ii]ch bin|[Ss]oy|[Ss]ono|[Ss]ou|[Яя]|[Ii]k ben) {_names(MODELS)}(?!\w)",
-    rf"\b(?:[Jj]e suis|[Jj]['’]ai été|[Ii]ch (?:bin|wurde)|[Ss]oy|[Ff]ui|[Ss]ou|[Яя])\b"
-    rf"[^.\n]{{0,60}} (?:par|von|por|компанией) {_names(MAKERS)}(?!\w)",
+    rf"\b(?:[Jj]e suis|[Jj]['’]ai été|[Ss]oy|[Ff]ui|[Ss]ou|[Яя])\b[^.\n]{{0,60}} "
+    r"(?:entraîn|développ|cré|entrenad|desarrollad|cread|trein|desenvolv|criad|разработ|созда|обуч)"
+    rf"\w* (?:par|por|компанией) {_names(MAKERS)}(?!\w)",
+    rf"\b[Ii]ch (?:bin|wurde)\b[^.\n]{{0,60}} von {_names(MAKERS)} "
+    r"(?:entwickelt|trainiert|erstellt)",
     rf"私は[^。\n]{{0,12}}?{_names(MODELS)}",
 )
 _SAYS_WHAT = (
