@@ -187,6 +187,7 @@ def test_disagreement_is_in_the_grade_and_in_the_notes(tmp_path: Path) -> None:
     assert (first.outcome, first.score) == ("correct", 2 / 3)
     assert first.detail == second.detail == "correct; 2 of 3 say correct"
     assert one.summary()["disagreed"] == 2
+    assert one.summary()["by_share"] == [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]
     assert "its replies disagree on 2 of 2 answers" in one.notes
     # What the sampler counted in each batch is told once, as a sum.
     assert sum("cost estimated" in note for note in one.notes) <= 1

@@ -154,6 +154,8 @@ class ModelJudge:
         self._teacher = teacher
         self.counts: Counter[str] = Counter()
         self.served: Counter[str] = Counter()
+        self.by_share = [0] * 11
+        """Answers by the share of their verdicts that say `correct`: 0, 0.1, ... 1."""
         self.cost = self.cost_bought = 0.0
         self.generation_key = ""
         self._told: Counter[str] = Counter()
@@ -202,6 +204,10 @@ class ModelJudge:
             told = settle(replies[question.id], failed.get(question.id, ""), cut[question.id])
             grade = self._grade(*told)
             self.counts[grade.outcome] += 1
+            tied = grade.outcome == "error" and grade.score > 0
+            self.counts["undecided"] += tied
+            if tied or grade.outcome != "error":
+                self.by_share[round(grade.score * 10)] += 1
             self.counts["disagreed"] += 0 < grade.score < 1
             grades[question.id] = grade
         return grades
@@ -306,7 +312,9 @@ class ModelJudge:
             "version": self.version,
             "samples": self.spec.samples,
             **{key: counts[key] for key in ("questions", "correct", "wrong", "error")},
-            **{key: counts[key] for key in ("disagreed", "wanted", "bought", "reused", "failed")},
+            **{key: counts[key] for key in ("disagreed", "undecided")},
+            "by_share": self.by_share,
+            **{key: counts[key] for key in ("wanted", "bought", "reused", "failed")},
             **{key: counts[key] for key in ("completion_tokens", "tokens_bought")},
             "cost": round(self.cost, 6),
             "cost_bought": round(self.cost_bought, 6),
