@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def grade(problem, trace):
     if problem == "modules":
         found = [m for m in trace.split() if m in sys.modules]
         return Grade(outcome="correct", detail=" ".join(found))
+    if problem == "odd":
+        return Grade(outcome="excellent")
+    if problem == "types":
+        return Grade(outcome="correct", score=7, extracted=12, detail=None)
+    if problem == "huge":
+        return Grade(outcome="correct", extracted=chr(0xD800) * 10**6, detail="d" * 10**6)
     if problem == "pid":
         return Grade(outcome="correct", detail=str(os.getpid()))
     return Grade(outcome="correct", extracted=problem)
@@ -141,6 +148,111 @@ def test_large_arguments_do_not_block_the_pipe(spec: GraderSpec) -> None:
     with GraderPool(workers=1, timeout_s=1) as pool:
         grades = judged(pool, spec, ["x" * 3_000_000, "hang", "y" * 3_000_000])
     assert [g.outcome for g in grades] == ["correct", "error", "correct"]
+
+
+def test_a_check_may_have_a_deadline_of_its_own(spec: GraderSpec) -> None:
+    with GraderPool(workers=1, timeout_s=60) as pool:
+        pool.submit(spec, "", ("hang", ""), timeout_s=0.3)
+        ((_, grade),) = pool.collect()
+        assert grade.detail == "took longer than 0.3 s and was killed"
+        assert 1 <= pool.longest < 10
+
+
+def test_whatever_a_grader_returns_can_be_kept(spec: GraderSpec) -> None:
+    with GraderPool(workers=1) as pool:
+        odd, types, huge = judged(pool, spec, ["odd", "types", "huge"])
+    assert (odd.outcome, odd.detail[:16]) == ("error", "said 'excellent'")
+    assert (types.score, types.extracted, types.detail) == (1.0, "12", "None")
+    assert len(huge.extracted or "") == 2000
+    assert len(huge.detail) == 500
+    (huge.extracted or "").encode()
+
+
+def test_arguments_that_cannot_be_sent_are_an_error_of_their_own(spec: GraderSpec) -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with GraderPool(workers=1) as pool:
+        tickets = [pool.submit(spec, "", (word, "")) for word in ("a", deep, "b")]
+        grades: dict[int, Grade] = {}
+        while pool.open:
+            grades |= dict(pool.collect())
+    assert [grades[t].outcome for t in tickets] == ["correct", "error", "correct"]
+    assert "RecursionError" in grades[tickets[1]].detail
+    while deep:  # or freeing it would recurse as deep
+        deep = deep.pop()  # type: ignore[assignment]
+
+
+def test_a_worker_that_dies_idle_takes_no_check_along(spec: GraderSpec) -> None:
+    with GraderPool(workers=1) as pool:
+        worker = int(judged(pool, spec, ["pid"])[0].detail)
+        os.kill(worker, signal.SIGKILL)
+        assert _gone(worker)
+        assert [g.outcome for g in judged(pool, spec, ["a", "b"])] == ["correct"] * 2
+        assert pool.killed == 1
+
+
+def test_workers_outlive_the_thread_that_asked_first(spec: GraderSpec) -> None:
+    with GraderPool(workers=1) as pool:
+        first: list[str] = []
+        thread = threading.Thread(
+            target=lambda: first.append(judged(pool, spec, ["pid"])[0].detail)
+        )
+        thread.start()
+        thread.join()
+        time.sleep(0.1)  # the kernel would kill it now
+        assert judged(pool, spec, ["pid"])[0].detail == first[0]
+
+
+def test_a_fork_leaves_its_parents_workers_alone(spec: GraderSpec) -> None:
+    with GraderPool(workers=1) as pool:
+        worker = judged(pool, spec, ["pid"])[0].detail
+        child = os.fork()
+        if child == 0:
+            own = judged(pool, spec, ["pid"])[0].detail
+            pool.close()
+            os._exit(own == worker)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert judged(pool, spec, ["pid"])[0].detail == worker
+
+
+def test_ctrl_c_leaves_no_worker(spec: GraderSpec, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from distill.grade import Judge\n"
+        "from distill.records import Problem, Trace\n"
+        "from distill.schema import Grading\n"
+        "import os\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "(folder / 'spin.py').write_text('import os\\ndef grade(p, t):\\n'\n"
+        '    \'    print(os.getpid(), file=open("worker", "w"), flush=True)\\n\'\n'
+        "    '    while True: pass\\n')\n"
+        "os.chdir(folder)\n"
+        "with Judge(Grading(graders=['./spin.py:grade'], timeout_s=600), folder) as judge:\n"
+        "    judge.grade(Problem(messages=()), Trace(problem_id='', index=0))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    note = tmp_path / "worker"
+    until = time.monotonic() + 60
+    while not (note.is_file() and note.read_text().strip()) and time.monotonic() < until:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    assert parent.stderr is not None
+    assert "KeyboardInterrupt" in parent.stderr.read()
+    parent.stderr.close()
+    parent.wait()
+    assert _gone(int(note.read_text()))
+
+
+@pytest.mark.slow
+def test_a_flood_of_killers_does_not_stop_the_pool(spec: GraderSpec) -> None:
+    words = [word for i in range(30) for word in ("hang", "exit", f"w{i}")]
+    with GraderPool(workers=2, timeout_s=0.2) as pool:
+        grades = judged(pool, spec, words)
+        assert pool.killed == 60
+    for word, grade in zip(words, grades, strict=True):
+        assert grade.outcome == ("error" if word in ("hang", "exit") else "correct")
 
 
 def _gone(process: int, patience_s: float = 20) -> bool:
