@@ -15,7 +15,16 @@ from typing import Any
 
 from distill.errors import UsageError
 from distill.grade.base import Check, StagedGrader
-from distill.grade.code_tests import Tests, brief, clean, read_tests, same_output, same_value
+from distill.grade.code_tests import (
+    Tests,
+    brief,
+    clean,
+    modules_of,
+    names_in,
+    read_tests,
+    same_output,
+    same_value,
+)
 from distill.grade.extract import answer_text, was_cut, without_answer
 from distill.grade.program import completed, defines, find_program, last_function
 from distill.grade.sandbox import (
@@ -93,9 +102,8 @@ class Code(StagedGrader):
         held = problem.metadata.get(KEY)
         if not held:
             return self.grade("ungraded", detail="the problem has no tests")
-        entry = held.get("entry_point") if isinstance(held, Mapping) else None
         cut = was_cut(trace)
-        program = find_program(answer_text(trace), entry=entry, cut=cut)
+        program = find_program(answer_text(trace), names=names_in(held), cut=cut)
         if program is None:
             if cut or not answer_text(trace):
                 return without_answer(trace, self.name, self.version)
@@ -130,7 +138,7 @@ class Code(StagedGrader):
             "before": [tests.prompt] if tests.prompt else [],
             "usual": tests.kind == "functional",
         }
-        job: dict[str, Any] = {"kind": "functional", "fn_name": entry, "inputs": tests.inputs}
+        job: dict[str, Any] = {"kind": "functional", "entry": entry, "inputs": tests.inputs}
         if tests.kind != "functional":
             job = {
                 "kind": "code",
@@ -139,6 +147,7 @@ class Code(StagedGrader):
                 "prelude": [tests.prompt],
                 "setup": tests.setup,
                 "items": list(tests.items),
+                "modules": modules_of(tests.items),
             }
         report = run_job(sandbox, header, self.limits, job)
         if report.broken:
@@ -189,7 +198,10 @@ class Code(StagedGrader):
     def _assertions(self, tests: Tests, program: str, report: Report) -> Grade:
         rows = report.rows
         asserted = sum(row["passed"] + row["failed"] for row in rows)
-        failures = {int(row["test"]): _told(row) for row in rows if row["failed"]}
+        sources = tests.sources or ("",)
+        failures = {
+            int(row["test"]): _told(row, sources[row["test"]]) for row in rows if row["failed"]
+        }
         if rows and len(rows) == tests.count and not asserted:
             return self.grade("error", program, detail="the problem's tests assert nothing")
         if tests.kind == "humaneval" and rows:
@@ -197,7 +209,7 @@ class Code(StagedGrader):
             if not row["failed"] and not report.end.get("why"):
                 return self.grade("correct", program)
             share = row["passed"] / asserted if asserted else 0.0
-            told = _told(row) or self._limit(report)
+            told = _told(row, "") if row["failed"] else self._limit(report)
             return self.grade(
                 "wrong", program, score=share, detail=f"{row['failed']} of {asserted}: {told}"
             )
@@ -251,17 +263,19 @@ class Code(StagedGrader):
         return said or f"ended with {_exit(row['status'])}"
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    """The first failed assertion of a test, in words."""
+def _told(row: Mapping[str, Any], source: str) -> str:
+    """The first failed assertion of a test, in words, with its text or else that of the test."""
     how = row["how"]
-    source = brief(how.get("source", ""))
     if row["why"]:
-        return f"{row['why']}; {source}"
-    if "raised" in how:
-        return f"{brief(how['raised'], 200)}; {source}"
-    if "got" in how:
-        return f"got {brief(how['got'])}, expected {brief(how['expected'])}; {source}"
-    return f"not true: {source}"
+        told = row["why"]
+    elif "raised" in how:
+        told = brief(how["raised"], 200)
+    elif "got" in how:
+        told = f"got {brief(how['got'])}, expected {brief(how['expected'])}"
+    else:
+        told = "not true"
+    source = how.get("source") or source.removeprefix("assert ")
+    return f"{told}; {brief(source)}" if source else told
 
 
 def _exit(status: Any) -> str:

@@ -11,6 +11,8 @@ import builtins
 import functools
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -25,12 +27,14 @@ KINDS = ("humaneval", "asserts", "stdio", "functional")
 class Tests:
     """Tests in one form. `kind` is one of KINDS.
 
-    `items` is test code; `entry` the function that it is about; `inputs` are texts for stdin or
-    lists of arguments, `outputs` what is expected, as text or values.
+    `items` is test code, `sources` the same before it was made ready; `entry` the function that it
+    is about; `inputs` are texts for stdin or lists of arguments, `outputs` what is expected, as
+    text or values.
     """
 
     kind: str
     items: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     entry: str | None = None
     prompt: str = ""
     setup: str = ""
@@ -70,6 +74,19 @@ def read_tests(value: Any) -> Tests:
     return made
 
 
+def names_in(value: Any) -> list[str]:
+    """What a program for these tests has to define, as far as a look at them tells."""
+    if isinstance(value, Mapping):
+        found = [value[key] for key in ("entry_point", "fn_name") if value.get(key)]
+        if found:
+            return [*map(str, found), "Solution"]
+        value = value.get("asserts", value.get("test_list"))
+    if not isinstance(value, list | tuple):
+        return []
+    called = re.findall(r"\b([A-Za-z_]\w*)\(", " ".join(str(v) for v in value)[:20_000])
+    return [name for name in dict.fromkeys(called) if not hasattr(builtins, name)]
+
+
 def _kind(value: Mapping[str, Any]) -> str:
     named = value.get("kind")
     if named is not None:
@@ -104,7 +121,13 @@ def _asserts(value: Mapping[str, Any]) -> Tests:
     imports = value.get("test_imports") or ()
     before = "\n".join([*imports, str(setup)])
     items = tuple(soften(a) for a in given)
-    return Tests("asserts", items=items, setup=soften(before), entry=_builtin_tested(given))
+    return Tests(
+        "asserts",
+        items=items,
+        sources=tuple(given),
+        setup=soften(before),
+        entry=_builtin_tested(given),
+    )
 
 
 def _builtin_tested(asserts: Sequence[str]) -> str | None:
@@ -120,6 +143,20 @@ def _builtin_tested(asserts: Sequence[str]) -> str | None:
             return None
         found |= names
     return found.pop() if len(found) == 1 else None
+
+
+def modules_of(sources: Sequence[str]) -> list[str]:
+    """Modules that tests use without importing them: they get the real ones.
+
+    MBPP's tests say `math.isclose(...)` and rely on the program to have imported it; a program
+    must not be asked for the `math` that judges it.
+    """
+    found = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found.add(node.value.id)
+    return sorted(found & sys.stdlib_module_names)
 
 
 def _stdio(value: Mapping[str, Any]) -> Tests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PYTHON = ("python", "py", "python3", "py3", "python 3", "ipython", "sage", "pypy", "pypy3")
@@ -56,12 +57,12 @@ def _body(lines: list[str], indent: int) -> str:
     return textwrap.dedent(text) if indent else text
 
 
-def find_program(text: str, *, entry: str | None = None, cut: bool = False) -> str | None:
+def find_program(text: str, *, names: Sequence[str] = (), cut: bool = False) -> str | None:
     """The program in an answer (a text without thinking), or None.
 
-    The last Python block that defines `entry`, else the last block marked as Python, else the last
-    without a mark; where there are no blocks, the lines that look like Python. With `cut`, what the
-    end of the text broke off is no program.
+    The last block that defines one of `names` (an example of its use often comes after it), else
+    the last block marked as Python, else the last without a mark; where there are no blocks, the
+    lines that look like Python. With `cut`, what the end of the text broke off is no program.
     """
     fenced = blocks(text)
     if cut and (not fenced or not fenced[-1].closed):
@@ -69,14 +70,11 @@ def find_program(text: str, *, entry: str | None = None, cut: bool = False) -> s
     marked = [b.text for b in fenced if b.language.split("{")[0].strip() in PYTHON]
     plain = [b.text for b in fenced if not b.language]
     kept = [b for b in (*plain, *marked) if b.strip() and len(b) <= LONGEST]
-    if entry:
-        # Kept in this order, a marked block comes before one without a mark.
-        defining = [b for b in kept if defines(b, entry)]
-        if defining:
-            return defining[-1]
+    # Kept in this order, a marked block is taken before one without a mark.
+    defining = [b for b in kept if any(defines(b, name) for name in names)]
     if kept:
-        return kept[-1]
-    return None if fenced else _unfenced(text, entry)
+        return defining[-1] if defining else kept[-1]
+    return None if fenced else _unfenced(text, bool(names))
 
 
 def defines(program: str, name: str) -> bool:
@@ -98,7 +96,7 @@ def last_function(program: str) -> str | None:
     return names[-1] if names else None
 
 
-def _unfenced(text: str, entry: str | None) -> str | None:
+def _unfenced(text: str, function: bool) -> str | None:
     lines = text[:LONGEST].split("\n")
     for start, line in enumerate(lines):
         if _STARTS.match(line):
@@ -106,7 +104,7 @@ def _unfenced(text: str, entry: str | None) -> str | None:
             while end < len(lines) and (not lines[end].strip() or _GOES_ON.match(lines[end])):
                 end += 1
             return "\n".join(lines[start:end]).rstrip() + "\n"
-    if entry:
+    if function:
         # A completion in HumanEval's own way: the rest of a function.
         return text[:LONGEST] if _looks_like_body(lines) else None
     looks = bool(lines) and all(not line.strip() or _GOES_ON.match(line) for line in lines)

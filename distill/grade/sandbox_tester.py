@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -309,44 +310,42 @@ class Tester:
         if "ready" not in hello:
             self.emit(broken=str(hello.get("failed"))[:500], syntax=bool(hello.get("syntax")))
             return
-        try:
+        ours = [str(n) for n in hello["ready"]]
+        entry = self.tests.get("entry")
+        if entry and entry not in ours and "Solution" not in ours:
+            self.emit(broken=f"defines no '{entry}'")
+            return
+        # A failure for good was said in the row of its test.
+        with contextlib.suppress(Gone):
             if self.tests["kind"] == "functional":
-                self.functional()
+                self.functional(entry, "Solution" in ours and entry not in ours)
             else:
-                self.code([str(n) for n in hello["ready"]])
-        except Gone:
-            pass  # said in the test's own row
+                self.code(entry, ours)
 
-    def functional(self) -> None:
-        name = self.tests["fn_name"]
+    def functional(self, entry: str, in_class: bool) -> None:
         try:
-            method = self._method(name)
+            where = self._named("Solution")() if in_class else None
+            method = getattr(where, entry) if in_class else self._named(entry)
         except Exception as error:
             self.emit(broken=explain(error))
             return
         for number, args in enumerate(self.tests["inputs"]):
             self.link.begin()
             try:
-                value = encode(method(*args), self.link.keep)
-                self.emit(test=number, value=value)
+                self.emit(test=number, value=encode(method(*args), self.link.keep))
             except Gone as error:
                 self.emit(test=number, why=str(error))
                 raise
             except Exception as error:
                 self.emit(test=number, why=explain(error))
 
-    def _method(self, name: str) -> Any:
-        try:
-            kind = self.link.held({"o": "Solution", "type": "Solution"})
-            return getattr(kind(), name)
-        except KeyError:
-            function = self.link.held({"o": name, "type": name})
-            self.link.ask("bool", function)
-            return function
+    def _named(self, name: str) -> Any:
+        return self.link.held({"o": name, "type": name})
 
-    def code(self, ours: List[str]) -> None:
-        entry = self.tests.get("entry")
+    def code(self, entry: Optional[str], ours: List[str]) -> None:
         names = Names(self.link, ours, entry)
+        for module in self.tests["modules"]:
+            names[module] = importlib.import_module(module)
         for source in self.tests["prelude"]:
             with contextlib.suppress(Exception):  # a prompt may be no whole program
                 exec(compile(source, "<prompt>", "exec"), names)
@@ -365,10 +364,10 @@ class Tester:
             except Gone:
                 pass
             except BaseException as error:
-                tally.fail(short(source), raised=explain(error))
+                tally.fail("", raised=explain(error))
             why = self.link.gone
             if why:
-                tally.fail(short(source))
+                tally.fail("")
             self.emit(
                 test=number, passed=tally.passed, failed=tally.failed, how=tally.first, why=why
             )
@@ -378,7 +377,7 @@ class Tester:
     def _one(self, names: Names, source: str, entry: Optional[str]) -> None:
         exec(compile(source, "<test>", "exec"), names)
         if entry:
-            names["check"](self.link.held({"o": entry, "type": entry}))
+            names["check"](self._named(entry))
             return
         for name in [n for n in names if n.startswith("test_") and callable(names[n])]:
             names[name]()
