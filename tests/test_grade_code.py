@@ -19,10 +19,12 @@ from distill.grade import sandbox_wire as wire
 from distill.grade.base import Check
 from distill.grade.code import Code
 from distill.grade.code_tests import same_output, same_value, soften
+from distill.grade.one import grade_code
 from distill.grade.program import blocks, completed, find_program
+from distill.grade.service import Judge
 from distill.problems import make_problems
 from distill.records import Grade, Problem, Trace, read_jsonl
-from distill.schema import Problems
+from distill.schema import Grading, Problems
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,12 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("cheat", CHEATS, ids=str)
+QUICK = ("equal", "vanish", "builtins", "neighbours")
+
+
+@pytest.mark.parametrize(
+    "cheat", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CHEATS]
+)
 def test_cheats_do_not_pass_assertions(code: Code, cheat: str) -> None:
     program = CHEATS[cheat].format(name="total", base="(int)" if cheat == "equal" else "")
     made = graded(code, HUMANEVAL, program)
@@ -503,6 +510,23 @@ def test_rows_with_bad_tests_are_bad_rows(tmp_path: Path) -> None:
     bad = list(read_jsonl(tmp_path / "out" / "bad.jsonl"))
     assert [row["row"] for row in bad] == [1, 2, 3]
     assert "does not parse" in bad[0]["reason"]
+
+
+@pytest.mark.slow
+def test_in_grading_workers(code: Code) -> None:
+    right, wrong = "def add(a, b): return a + b", "def add(a, b): return 3"
+    traces = [
+        trace(f"```python\n{p}\n```") for p in (right, wrong, right, "import os; os._exit(0)")
+    ]
+    config = Grading.model_validate({"graders": [{"code": {"test_s": 5}}], "workers": 2})
+    with Judge(config, Path.cwd()) as judge:
+        grades = list(judge.grade_many((problem(ASSERTS), t) for t in traces))
+        assert judge.pool.killed == 0
+    assert [g.outcome for g in grades] == ["correct", "wrong", "correct", "wrong"]
+    assert grade_code(ASSERTS, f"```python\n{right}\n```").correct
+    auto = Judge(Grading(), Path.cwd())
+    with auto as judge:
+        assert judge.grade(problem(ASSERTS), traces[0]).grader == "code"
 
 
 @pytest.mark.slow
