@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.grade.extract import answer_text, final_answer, last_boxed, without_answer
-from distill.records import Trace
+from distill.grade.extract import (
+    answer_text,
+    final_answer,
+    last_boxed,
+    thought_box,
+    without_answer,
+)
+from distill.grade.math import Math
+from distill.records import Problem, Trace
 
 CASES = [
     (r"so \boxed{5}.", "5"),
@@ -42,6 +49,14 @@ CASES = [
     ("Final answer: \\[ x=5 \\]", "x=5"),
     ("the answer is therefore 5", "5"),
     ("half of it is \\boxed{255}. Final Answer: The final answer is $10,455$. I hope", "10,455"),
+    ("Final Answer: **73**", "73"),
+    ("✅ Final Answer: **73**\n", "73"),
+    ("**Answer:** **(C)**", "(C)"),
+    ("So he owns **73** of them.", "73"),
+    ("In all that makes **$\\frac{1}{2}$**.", "\\frac{1}{2}"),
+    ("It is 7.\n\n**Step 3:** check it", None),
+    ("**Step 3**", None),
+    ("That is **important**.", None),
     ("nothing to see", None),
     ("", None),
 ]
@@ -78,6 +93,26 @@ def test_engine_that_split_by_other_tags() -> None:
     assert answer_text(trace) == ""
     trace = Trace(problem_id="p", index=0, text="?", reasoning="r", answer=r"so \boxed{1}")
     assert final_answer(answer_text(trace)) == "1"
+
+
+def test_the_thinking_counts_only_when_asked_for() -> None:
+    def grade(text: str, **params: bool) -> tuple[str, str | None, str]:
+        trace = Trace(problem_id="p", index=0, text=text)
+        found = Math(**params)(Problem(messages=(), gold="7"), trace)
+        return found.outcome, found.extracted, found.detail
+
+    said = "no answer after the thinking: its last box"
+    for text in (r"<think>\boxed{6}, no: \boxed{7}", r"<think>it is \boxed{7}</think> So there."):
+        assert grade(text)[0] == "unparsed"
+        assert grade(text, in_thinking=True) == ("correct", "7", said)
+    closed = r"<think>\boxed{7}</think> \boxed{8}"
+    assert grade(closed, in_thinking=True) == ("wrong", "8", "")
+    assert grade("<think>well</think>", in_thinking=True)[0] == "unparsed"
+
+
+def test_thinking_that_the_server_took_apart() -> None:
+    trace = Trace(problem_id="p", index=0, text="?", reasoning=r"\boxed{7}", answer="")
+    assert thought_box(trace) == "7"
 
 
 def test_truncated_and_unparsed_are_told_apart() -> None:

@@ -123,7 +123,7 @@ def test_one_liner() -> None:
 def test_the_quick_part_never_needs_a_worker_for_plain_numbers() -> None:
     trace = Trace(problem_id="p", index=0, text="\\boxed{8}")
     assert isinstance(Math().quick(Problem(messages=(), gold="7"), trace), Grade)
-    assert isinstance(Math().quick(Problem(messages=(), gold="x"), trace), Check)
+    assert isinstance(Math().quick(Problem(messages=(), gold="\\int x"), trace), Check)
 
 
 def agreement(path: Path) -> float:

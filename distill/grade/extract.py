@@ -44,6 +44,8 @@ _PHRASES = (
 )
 _DISPLAY = re.compile(r"\s*(?:\$\$(?P<dollars>.+?)\$\$|\\\[(?P<bracket>.+?)\\\])", re.DOTALL)
 _FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_STRONG = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+_HEADING = re.compile(r"(?:step|part|case|note|problem|question|example|method)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*)")
 _MAX_ANSWER = 4000
 """Longest text taken for an answer after a phrase, in characters; a box may be longer."""
@@ -55,6 +57,14 @@ def answer_text(trace: Trace) -> str:
         return split(trace.text).answer
     # An engine that split the text by other tags may have left ours in the answer.
     return split(trace.answer).answer
+
+
+def thought_box(trace: Trace) -> str | None:
+    """The last box inside the thinking, for graders that were told to look there."""
+    thinking = trace.reasoning
+    if thinking is None:
+        thinking = split(trace.text).reasoning
+    return last_boxed(thinking, cut=was_cut(trace)) if thinking else None
 
 
 def was_cut(trace: Trace) -> bool:
@@ -82,7 +92,8 @@ def final_answer(text: str, *, cut: bool = False) -> str | None:
 
     In this order: the last `\boxed{...}` (several joined by "and" or commas count as one answer)
     unless a number is called the final answer after it,
-    `<answer>...</answer>`, GSM8K's `#### ...`, the last "final answer is ..." or "Answer: ...".
+    `<answer>...</answer>`, GSM8K's `#### ...`, the last "final answer is ..." or "Answer: ...", a
+    number or formula in bold in the last line.
     With `cut`, an expression that the end of the text broke off is no answer.
     """
     box = last_boxed(text, cut=cut)
@@ -92,7 +103,7 @@ def final_answer(text: str, *, cut: bool = False) -> str | None:
         marked = _last(m.group(1).strip() for m in pattern.finditer(text))
         if marked:
             return marked
-    return _after_phrase(text, cut)
+    return _after_phrase(text, cut) or _bold(text, cut)
 
 
 def last_boxed(text: str, *, cut: bool = False) -> str | None:
@@ -174,6 +185,16 @@ def _after_phrase(text: str, cut: bool) -> str | None:
             if answer:
                 return answer
     return None
+
+
+def _bold(text: str, cut: bool) -> str | None:
+    """What stands in bold in the last line, if it is mathematics and no heading."""
+    line = text[-_MAX_ANSWER:].strip().rpartition("\n")[2]
+    if cut:
+        return None
+    spans = [match[1].strip() for match in _STRONG.finditer(line)]
+    plain = [span for span in spans if not span.endswith(":") and re.search(r"\d|\\[a-z]", span)]
+    return _trim(plain[-1]) or None if plain and not _HEADING.match(plain[-1]) else None
 
 
 def _stated_later(text: str, cut: bool) -> str | None:

@@ -13,8 +13,16 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from distill.errors import UsageError
 from distill.grade.base import Check, StagedGrader, version_of
-from distill.grade.extract import answer_text, final_answer, last_boxed, was_cut, without_answer
+from distill.grade.extract import (
+    answer_text,
+    final_answer,
+    last_boxed,
+    thought_box,
+    was_cut,
+    without_answer,
+)
 from distill.grade.forms import settle
 from distill.records import Grade, Problem, Trace
 
@@ -28,7 +36,10 @@ _SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\\displaystyle|\\limits|\s+")
 _SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)\\frac(\d)(\d)|(-?)(\d+)/(\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
-_CHOICE = re.compile(r"\(?([A-Z])\)?[.:)]?|\(([A-Z])\).*|([A-Z])[.:)][A-Za-z].*", re.DOTALL)
+_CHOICE = re.compile(
+    r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)?(?:\(?([A-Z])\)?[.:)]?|\(([A-Z])\).*|([A-Z])[.:)][A-Za-z].*)",
+    re.DOTALL,
+)
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d{4,},\d{1,2}")
 _LIST = re.compile(r"\d,(?:\s|\\[ ,;:])+\d")
@@ -162,11 +173,18 @@ def _has_percent(expression: Any) -> bool:
 
 
 class Math(StagedGrader):
-    """`correct` if the final answer equals the gold one mathematically."""
+    """`correct` if the final answer equals the gold one mathematically.
+
+    With `in_thinking` the last box of the thinking counts where there is no answer after it; the
+    grade's detail says so. Without it nothing inside the thinking is ever looked at.
+    """
 
     name = "math"
 
-    def __init__(self) -> None:
+    def __init__(self, in_thinking: bool = False) -> None:
+        if not isinstance(in_thinking, bool):
+            raise UsageError(f"math: in_thinking is {in_thinking!r}", "give true or false")
+        self.in_thinking = in_thinking
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
         self.version = ", ".join(["2", *(version_of(p) for p in packages)])
 
@@ -176,25 +194,28 @@ class Math(StagedGrader):
     def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
         if problem.gold is None:
             return self.grade("ungraded", detail="the problem has no reference answer")
-        answer = final_answer(answer_text(trace), cut=was_cut(trace))
+        answer, detail = final_answer(answer_text(trace), cut=was_cut(trace)), ""
+        if answer is None and self.in_thinking:
+            answer, detail = thought_box(trace), "no answer after the thinking: its last box"
         if answer is None:
             return without_answer(trace, self.name, self.version)
-        return self.compare(problem.gold, answer)
+        return self.compare(problem.gold, answer, detail)
 
-    def compare(self, gold: str, answer: str) -> Grade | Check:
-        """Settle by string and number, or leave it to sympy."""
+    def compare(self, gold: str, answer: str, detail: str = "") -> Grade | Check:
+        """Settle exactly, or leave it to sympy. `detail` goes into the grade."""
         gold = last_boxed(gold) or gold
         equal = quick_equal(gold, answer)
         if equal is None and max(len(gold), len(answer)) > MAX_LENGTH:
-            detail = f"longer than {MAX_LENGTH} characters: compared as text only"
-            return self.grade("wrong", answer, detail=detail)
+            long = f"longer than {MAX_LENGTH} characters: compared as text only"
+            return self.grade("wrong", answer, detail=f"{detail}; {long}" if detail else long)
         if equal is None:
-            return Check((gold, answer), (gold, answer))
-        return self.grade("correct" if equal else "wrong", answer)
+            return Check((gold, answer, detail), (gold, answer, detail))
+        return self.grade("correct" if equal else "wrong", answer, detail=detail)
 
     def check(self, *args: Any) -> Grade:
-        gold, answer = args
-        return self.grade("correct" if sympy_equal(gold, answer) else "wrong", answer)
+        gold, answer, detail = args
+        equal = sympy_equal(gold, answer)
+        return self.grade("correct" if equal else "wrong", answer, detail=detail)
 
 
 def grade_math(gold: str, response: str) -> Grade:
