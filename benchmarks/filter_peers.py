@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 TOP = ((2, 0.2), (3, 0.18), (4, 0.16))
 DUPLICATE = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
@@ -20,10 +20,17 @@ _PARAGRAPH = re.compile(r"\n{2,}")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def gopher_repetition(text: str) -> str | None:
-    """The first rule that a text breaks, or None."""
-    if not text.strip():
-        return None
+def gopher_repetition(text: str, *, every: bool = False) -> list[str]:
+    """The rules that a text breaks: the first, or with `every` all of them."""
+    broken = []
+    for rule in _broken(text) if text.strip() else ():
+        broken.append(rule)
+        if not every:
+            break
+    return broken
+
+
+def _broken(text: str) -> Iterator[str]:
     for name, pieces in (
         ("paragraphs", _PARAGRAPH.split(text.strip())),
         ("lines", text.splitlines()),
@@ -36,18 +43,17 @@ def gopher_repetition(text: str) -> str | None:
                 size += len(piece)
             seen.add(piece)
         if count / len(pieces) > LINES or size / len(text) > CHARS:
-            return f"duplicate {name}"
+            yield f"duplicate {name}"
     words = _WORD.findall(text)
     for n, limit in TOP:
         runs = [" ".join(words[at : at + n]) for at in range(len(words) - n + 1)]
         if runs:
             run, count = Counter(runs).most_common(1)[0]
             if len(run) * count / len(text) > limit:
-                return f"top {n}-gram"
+                yield f"top {n}-gram"
     for n, limit in DUPLICATE:
         if _duplicate_chars(words, n) / len(text) > limit:
-            return f"duplicate {n}-grams"
-    return None
+            yield f"duplicate {n}-grams"
 
 
 def _duplicate_chars(words: list[str], n: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from distill.errors import UsageError
 from distill.filter.corpus import Duplicates
@@ -158,7 +158,7 @@ def test_length_in_tokens_of_the_student(tmp_path: Path) -> None:
     text = "<think>\n3 + 4 = 7.\n</think>\n\n\\boxed{7}"
     counted = Length(tokenizer=str(TOKENIZER), max_tokens=9)
     reason = judge(counted, text, completion_tokens=4)
-    expected = len(AutoTokenizer.from_pretrained(TOKENIZER)(text).input_ids)
+    expected = len(Tokenizer.from_file(str(TOKENIZER / "tokenizer.json")).encode(text).ids)
     assert reason == f"{expected} tokens of the student, more than 9"
     made = Trace(problem_id="p", index=0, text=text)
     assert counted.measure(PROBLEM, made) == {"tokens": expected}
