@@ -8,13 +8,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import UsageError
 from distill.grade.base import Custom, StagedGrader
 from distill.records import Problem
 from distill.resolve import code_version, resolve
-from distill.schema import Grading, PartSpec
+
+if TYPE_CHECKING:  # a worker starts in half the time without pydantic
+    from distill.schema import Grading, PartSpec
 
 KNOWN = {
     "auto": "distill.grade.auto:Auto",
@@ -83,6 +85,8 @@ def own_specs(problem: Problem) -> list[GraderSpec] | None:
     named = problem.metadata.get(OWN)
     if not named:
         return None
+    from distill.schema import PartSpec
+
     try:
         parts = [
             PartSpec.model_validate(p) for p in (named if isinstance(named, list) else [named])
