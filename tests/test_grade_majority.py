@@ -160,6 +160,11 @@ def test_the_filter_lets_everything_else_pass() -> None:
     assert Kept()(known, trace, minority) is None
     uncounted = Grade(outcome="ungraded", grader="auto", detail="5 of 5 agree on '1'")
     assert "name `majority`" in str(Kept()(free, trace, uncounted))
+    kept = Kept()
+    kept.begin({known.id: known}, {})
+    assert "all problems have a reference" in kept.notes[0]
+    kept.begin({known.id: known, free.id: free}, {})
+    assert kept.notes == []
     with pytest.raises(UsageError, match="share"):
         Kept(share=60)
 

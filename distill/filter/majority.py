@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from distill.errors import UsageError
 from distill.grade.gym import gradable
 from distill.grade.majority import agreement
@@ -25,6 +27,19 @@ class Majority:
                 "needs 0 < share <= 1 and least >= 1, as in {majority: {share: 0.6, least: 4}}",
             )
         self.share, self.least = share, least
+        self.notes: list[str] = []
+
+    def begin(
+        self, problems: Mapping[str, Problem], tasks: Mapping[str, Sequence[Problem]]
+    ) -> None:
+        """Note where there is nothing to judge.
+
+        A filter with `begin` is not asked while adaptive sampling is still sampling, which is as it
+        must be here: there is no vote before all traces are there.
+        """
+        self.notes = []
+        if all(gradable(problem) for problem in problems.values()):
+            self.notes.append("majority: all problems have a reference or a scorer of their own")
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         if grade.outcome != "ungraded" or gradable(problem):
