@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -20,9 +20,14 @@ from functools import lru_cache
 from distill.filter.passages import Asked, Hit, cut
 from distill.filter.questions import UNSPACED, Parsed, parse
 
+Features = dict[str, float]
 Vector = dict[str, float]
 
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")
+"""A capital within a sentence: people, months and places, which are the first to be exchanged."""
+_OF_A_NAME = 0.25
+"""What a name counts as, next to a word that stands there once."""
 _WORDLIKE = re.compile(rf"[{UNSPACED}]")
 _SPELLED_IN_ORDER = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -61,14 +66,14 @@ class Rewordings:
 
     `add` all evaluation questions, `count` every training question, `settle`; then `find`.
 
-    Both must have the same numbers (0 and 1 aside, numbers up to twelve also as words; one small
-    number may be missing on one side). Then they overlap if they are at least `alike`, in the
+    Both must have the same numbers (0 and 1 aside, numbers up to twenty also as words; one up to
+    twelve may be missing on one side). Then they overlap if they are at least `alike`, in the
     cosine of their words and of the pairs of neighbours in their formulas, letters taken for one
-    another, each weighted by how rare it is. For each number fewer than three that they have in
-    common 0.1 more is asked. Where the words stand in the same order the numbers must too, or it
-    is a template filled in another way. Of questions of fewer than `n` words, and of those
-    without numbers, the formulas must be the same but for the names of variables, and without
-    numbers the words of one must stand in the other in their order.
+    another, each weighted by how rare it is, names the least. For each number fewer than three
+    that they have in common 0.1 more is asked. Where the words stand in the same order the
+    numbers must too, or it is a template filled in another way. Of questions of fewer than `n`
+    words, and of those without numbers, the formulas must be the same but for the names of
+    variables, and without numbers the words of one must stand in the other in their order.
 
     A translation has no words in common. It is found by its formulas if they are long, and
     their numbers and most of their signs are the same in the same order.
@@ -129,7 +134,7 @@ class Rewordings:
             found += [(at, len(fewer) - 1) for at in self._by_numbers.get(fewer, ())]
         return found
 
-    def _unit(self, features: Mapping[str, int]) -> Vector:
+    def _unit(self, features: Features) -> Vector:
         """Root counts by rarity, of length 1."""
         weighted = {key: math.sqrt(count) * self._weight(key) for key, count in features.items()}
         size = math.sqrt(sum(value * value for value in weighted.values()))
@@ -158,20 +163,22 @@ class Anatomy:
     """The numbers in order, spelled ones included, without 0 and 1."""
     numbers: frozenset[str]
     words: list[str]
-    """The stems of its words in order, numbers and formulas aside."""
+    """The stems of its words in order; numbers, formulas and names aside."""
     formulas: list[str]
     """The formulas' tokens, letters by the order in which they appear."""
-    features: Counter[str]
+    features: Features
     """Stems, numbers, and neighbours within formulas, with how often each stands there."""
 
 
 def dissect(question: Parsed) -> Anatomy:
     """Take a question apart into words, numbers and formulas."""
     commands = {found.casefold() for found in _COMMAND.findall(question.text)} | _RENAMED
+    names = {found.casefold() for found in _NAME.findall(question.text)}
     order: list[str] = []
     words: list[str] = []
     formulas: list[str] = []
     pairs: list[str] = []
+    named: list[str] = []
     letters: dict[str, str] = {}
     before = ""
     for token in question.tokens:
@@ -179,7 +186,7 @@ def dissect(question: Parsed) -> Anatomy:
         if token in _FRAMES and "begin" in commands:
             continue
         if kind == "word" and token not in commands:
-            words.append(key)
+            (named if token in names else words).append(key)
             before = ""
             continue
         if kind == "letter":
@@ -191,9 +198,9 @@ def dissect(question: Parsed) -> Anatomy:
         if before:
             pairs.append(f"{before} {key}")
         before = key
-    features = Counter(words)
-    features.update(order)
-    features.update(pairs)
+    features: Features = dict(Counter([*words, *order, *pairs]))
+    for key in named:
+        features[key] = features.get(key, 0) + _OF_A_NAME
     order = [number for number in order if number not in _MEANINGLESS]
     return Anatomy(len(question.words), order, frozenset(order), words, formulas, features)
 
