@@ -49,6 +49,19 @@ class Closed(Twins):
         super().prepare(items)
         self.cannot_travel = lambda: None
 
+class Sketched(Twins):
+    def sketch(self, problem, trace, grade):
+        if trace.text.startswith("so so 1") and len(trace.text) == 8:
+            raise ValueError("so so")
+        return trace.text.encode()
+    def prepare_sketches(self, rows):
+        self.seen = {}
+        for problem_id, index, text in rows:
+            self.seen.setdefault(text, index)
+    def judge_sketch(self, problem_id, index, text):
+        first = self.seen.get(text, index)
+        return f"as sample {first}" if first != index else None
+
 class Rate:
     version, sees_all = "1", True
     def prepare(self, items):
@@ -111,12 +124,14 @@ def test_workers_write_what_one_process_writes(tmp_path: Path) -> None:
         {"length": {"min_tokens": 2}},
         "./mine.py:Rate",
         "./mine.py:Closed",
+        "./mine.py:Sketched",
         "duplicates",
     ]
     verdicts, summary = run(tmp_path, files, chain, 0)
     assert run(tmp_path, files, chain, 2) == (verdicts, summary)
     assert 0 < summary["kept"] < summary["traces"] == 3 * BLOCK_TRACES
     assert set(summary["measured"]["./mine.py:Twins"]["chars"]) == {"mean", "p10", "p50", "p90"}
+    assert summary["errors"]["./mine.py:Sketched"] > 0
     right = sum(b"wrong" not in line for line in files[1].read_bytes().splitlines())
     assert summary["examples"]["./mine.py:Rate"][0]["reason"] == f"{right} right"
 

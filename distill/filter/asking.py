@@ -31,6 +31,8 @@ class Question:
     number: int
     part: Part
     alone: Part | None = None
+    sketch: bool = False
+    """Only its sketch of the trace is wanted: it compares sketches later."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Answers:
     `solo` has a bit for each filter that objects when asked by itself. `objections` are the first
     in the order of the chain, of traces that reached them: (place, filter, reason). `errors` are
     (filter, text). `measured` is filter -> name -> values. `heads` are (problem id, index, source).
+    `sketches` are filter -> one for each trace, None where it raised.
     """
 
     solo: list[int] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Answers:
     measured: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     unmeasured: list[tuple[int, str]] = field(default_factory=list)
     heads: list[tuple[str, int, str]] = field(default_factory=list)
+    sketches: dict[int, list[bytes | None]] = field(default_factory=dict)
 
 
 def ask_block(
@@ -76,7 +80,10 @@ def ask_block(
             if beat is not None:
                 beat(at, number)
             errors = answers.errors
-            if question.alone is None:
+            if question.sketch:
+                reason = _sketch(question, item, skip, answers)
+                objects = reason is not None
+            elif question.alone is None:
                 reason = _ask(question, question.part, item, skip, errors)
                 objects = reason is not None
             else:
@@ -86,7 +93,7 @@ def ask_block(
                 answers.objections.append((at, number, reason))
                 in_chain = False
             answers.solo[-1] |= objects << number
-            if question.part.measures and skip is None:
+            if question.part.measures and not question.sketch and skip is None:
                 _measure(question, item, answers)
         if beat is not None:
             beat(at, -1)
@@ -109,6 +116,21 @@ def _ask(
             log.debug("filter %s on %s", part.label, name_of(item[1]), exc_info=True)
     if errors is not None:
         errors.append((question.number, f"{skip} ({name_of(item[1])})"))
+    return f"error: {skip}"
+
+
+def _sketch(question: Question, item: Item, skip: str | None, answers: Answers) -> str | None:
+    """Keep the filter's sketch of a trace; one that raises objects."""
+    made = answers.sketches.setdefault(question.number, [])
+    if skip is None:
+        try:
+            made.append(bytes(question.part.call.sketch(*item)))  # type: ignore[attr-defined]
+            return None
+        except Exception as error:
+            skip = f"{type(error).__name__}: {error}"[:300]
+            log.debug("filter %s on %s", question.part.label, name_of(item[1]), exc_info=True)
+    made.append(None)
+    answers.errors.append((question.number, f"{skip} ({name_of(item[1])})"))
     return f"error: {skip}"
 
 

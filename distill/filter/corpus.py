@@ -21,16 +21,27 @@ class Duplicates:
     def __init__(self) -> None:
         self._first: dict[bytes, int] = {}
 
-    def prepare(self, items: Iterable[Item]) -> None:
-        """Remember the smallest sample index of each text; 16 bytes per trace are kept."""
+    def sketch(self, problem: Problem, trace: Trace, grade: Grade) -> bytes:
+        """16 bytes that stand for the text and its problem."""
+        return _key(trace)
+
+    def prepare_sketches(self, sketches: Iterable[tuple[str, int, bytes]]) -> None:
+        """Remember the smallest sample index of each (problem id, index, sketch)."""
         self._first = {}
-        for _, trace, _ in items:
-            key = _key(trace)
-            self._first[key] = min(trace.index, self._first.get(key, trace.index))
+        for _, index, key in sketches:
+            self._first[key] = min(index, self._first.get(key, index))
+
+    def judge_sketch(self, problem_id: str, index: int, sketch: bytes) -> str | None:
+        """The objection to the trace with this sketch."""
+        first = self._first.get(sketch, index)
+        return f"same text as sample {first}" if first != index else None
+
+    def prepare(self, items: Iterable[Item]) -> None:
+        """The same from whole items."""
+        self.prepare_sketches((trace.problem_id, trace.index, _key(trace)) for _, trace, _ in items)
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
-        first = self._first.get(_key(trace), trace.index)
-        return f"same text as sample {first}" if first != trace.index else None
+        return self.judge_sketch(trace.problem_id, trace.index, _key(trace))
 
 
 def _key(trace: Trace) -> bytes:

@@ -7,6 +7,7 @@ back in that order. Counts of what filters have in common come from the bits alo
 from __future__ import annotations
 
 import json
+import struct
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ EXAMPLES = 3
 QUANTILES = (0.1, 0.5, 0.9)
 
 NOBODY = 255
+SIZE = struct.Struct("<i")
 
 
 class Ledger:
@@ -50,6 +52,7 @@ class Ledger:
         self.examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.sources: dict[str, Counter[str]] = defaultdict(Counter)
         self._files: dict[int, IO[str]] = {}
+        self._sketches: dict[int, IO[bytes]] = {}
 
     @property
     def dropped(self) -> int:
@@ -70,17 +73,53 @@ class Ledger:
             number, reason = said.get(at, (NOBODY, ""))
             self.winner.append(number)
             file.write(json.dumps([*head, number, reason]) + "\n")
+        for number, made in answers.sketches.items():
+            if number not in self._sketches:
+                self._sketches[number] = (self.folder / f"sketches-{number}").open("wb")
+            for sketch in made:
+                size = -1 if sketch is None else len(sketch)
+                self._sketches[number].write(SIZE.pack(size) + (sketch or b""))
         self._common(answers)
 
     def enter(self, number: int, block: Block, answers: Answers) -> None:
         """A pass of one filter that has seen the corpus."""
         for at, bits in enumerate(answers.solo):
             self.solo[block.first + at] |= bits
-        file = self._file(number)
-        for at, by, reason in answers.objections:
-            self.winner[block.first + at] = by
-            file.write(json.dumps(reason) + "\n")
+        for at, _, reason in answers.objections:
+            self.object(number, block.first + at, reason)
         self._common(answers)
+
+    def object(self, number: int, position: int, reason: str) -> None:
+        """An objection in the chain to a trace that no earlier filter objected to."""
+        self.winner[position] = number
+        self._file(number).write(json.dumps(reason) + "\n")
+
+    def object_alone(self, number: int, position: int) -> None:
+        """An objection of a filter asked by itself."""
+        self.solo[position] |= 1 << number
+
+    def error(self, number: int, text: str) -> None:
+        """A filter raised. Raises DistillError where it does so too often."""
+        self.error_counts[number] += 1
+        self.errors.setdefault(number, [text])
+        self.check_errors()
+
+    def sketches(
+        self, number: int, *, reached: bool = False
+    ) -> Iterator[tuple[int, str, int, bytes]]:
+        """(trace, problem id, index, sketch) of a filter's sketches in order.
+
+        With `reached`, of the traces that no filter before it objected to.
+        """
+        self._files[-1].flush()
+        self._sketches[number].close()
+        path = self.folder / f"sketches-{number}"
+        with path.open("rb") as file:
+            for position, (key, index, *_) in enumerate(_rows(self.folder / _name(-1))):
+                size = SIZE.unpack(file.read(SIZE.size))[0]
+                sketch = file.read(max(size, 0))
+                if size >= 0 and not (reached and self.winner[position] < number):
+                    yield position, key, index, sketch
 
     def check_errors(self) -> None:
         """Raise DistillError where a filter raised on more than one trace and 1% of them."""
@@ -111,7 +150,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the files of reasons."""
-        for file in self._files.values():
+        for file in (*self._files.values(), *self._sketches.values()):
             file.close()
 
     def summary(self) -> dict[str, Any]:

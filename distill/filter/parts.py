@@ -48,6 +48,11 @@ class Part:
         return self.needs_corpus or hasattr(self.call, "begin")
 
     @property
+    def sketches(self) -> bool:
+        """True if it compares sketches of traces, which are made where the traces are read."""
+        return self.needs_corpus and hasattr(self.call, "sketch")
+
+    @property
     def measures(self) -> bool:
         """True if it has numbers of each trace to tell."""
         return hasattr(self.call, "measure")

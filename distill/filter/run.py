@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distill.errors import DistillError
 from distill.filter.asking import Answers, Question, ask_block
@@ -134,13 +135,20 @@ class _Run:
         here = [q for q in alone if q.part.has_state and not self._can_travel(q)]
         later = [n for n, part in enumerate(self.chain) if part.needs_corpus]
         later = sorted(later + [q.number for q in here])
-        total = (1 + len(later)) * self.corpus.size
+        sketched = [n for n in later if self.chain[n].sketches and self.corpus.blocks]
+        total = (1 + len(later) - len(sketched)) * self.corpus.size
         with Progress("filter", total, "judged") as progress:
             first = [question for question in alone if question not in here]
+            first += [Question(n, self.chain[n], sketch=True) for n in sketched]
+            first.sort(key=lambda question: question.number)
             for block, answers in self._ask(first, None):
                 self.ledger.enter_first(block, answers)
                 progress.update(block.count, dropped=self.ledger.dropped)
             for number in later:
+                if number in sketched:
+                    self._compare(number, begin)
+                    progress.update(0, dropped=self.ledger.dropped)
+                    continue
                 question = self._prepared(number, begin)
                 reached = self._reached(number)
                 for block, answers in self._ask([question], reached):
@@ -163,6 +171,37 @@ class _Run:
         begin(alone)
         _prepare(alone, self.corpus.stream())
         return Question(number, part, alone)
+
+    def _compare(self, number: int, begin: Callable[[Part], None]) -> None:
+        """A filter that compares sketches: no trace is read again."""
+        part, alone, ledger = self.chain[number], None, self.ledger
+        if not part.sees_all and ledger.dropped:
+            alone = build(self.filters, self.folder)[number]
+            begin(alone)
+            _prepare(alone, (row[1:] for row in ledger.sketches(number)))
+        reached = ledger.sketches(number, reached=alone is not None)
+        _prepare(part, (row[1:] for row in reached))
+        for position, key, index, sketch in ledger.sketches(number):
+            reason = None
+            if ledger.winner[position] > number:
+                reason = self._judge(number, part, (key, index, sketch))
+                if reason is not None:
+                    ledger.object(number, position, reason)
+            elif alone is None:
+                reason = self._judge(number, part, (key, index, sketch))
+            if alone is not None:
+                reason = self._judge(number, alone, (key, index, sketch))
+            if reason is not None:
+                ledger.object_alone(number, position)
+
+    def _judge(self, number: int, part: Part, row: tuple[str, int, bytes]) -> str | None:
+        try:
+            found: str | None = part.call.judge_sketch(*row)  # type: ignore[attr-defined]
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"[:300]
+            self.ledger.error(number, f"{text} (sample {row[1]} of problem {row[0]})")
+            return f"error: {text}"
+        return found
 
     def _reached(self, number: int) -> Callable[[Block], bytes]:
         return lambda block: self.ledger.reached(number, block)
@@ -193,9 +232,13 @@ def _begin(part: Part, problems: ProblemFile, tasks: dict[str, list[Problem]]) -
         part.call.begin(problems, tasks)
 
 
-def _prepare(part: Part, items: Iterator[Item]) -> None:
+def _prepare(part: Part, items: Iterator[Any]) -> None:
+    """Show a filter the corpus: whole items, or (problem id, index, sketch)."""
     try:
-        part.call.prepare(items)  # type: ignore[attr-defined]
+        if part.sketches:
+            part.call.prepare_sketches(items)  # type: ignore[attr-defined]
+        else:
+            part.call.prepare(items)  # type: ignore[attr-defined]
     except DistillError:
         raise
     except Exception as error:

@@ -63,7 +63,12 @@ def pickle_questions(questions: Sequence[Question], path: Path) -> bool:
     """
     try:
         rows = [
-            (q.number, _state(q.part), None if q.alone is None else _state(q.alone))
+            (
+                q.number,
+                None if q.sketch else _state(q.part),
+                None if q.alone is None else _state(q.alone),
+                q.sketch,
+            )
             for q in questions
         ]
         path.write_bytes(pickle.dumps(rows))
@@ -84,8 +89,10 @@ def _load_questions(path: Path, chain: Sequence[Part]) -> list[Question]:
         return part if state is None else Part(part.label, pickle.loads(state), part.own)
 
     return [
-        Question(number, filled(number, state), None if alone is None else filled(number, alone))
-        for number, state, alone in pickle.loads(path.read_bytes())
+        Question(
+            number, filled(number, state), None if alone is None else filled(number, alone), sketch
+        )
+        for number, state, alone, sketch in pickle.loads(path.read_bytes())
     ]
 
 
