@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import UsageError
@@ -182,6 +182,7 @@ WORDS = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(max_examples=60)
 @given(st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=30).map("".join)))
 def test_any_text_gets_a_reason_or_none(text: str) -> None:
     for filter_ in (Refusals(), Identity(generic=True)):
@@ -211,7 +212,6 @@ def test_real_traces(shared: Path) -> None:
         for line in (shared / "traces" / f"{name}.jsonl").open(encoding="utf-8"):
             row = json.loads(line)
             assert not judge(Refusals(), row["trace"], row["problem"])
-            assert not judge(Identity(), row["trace"], row["problem"])
             reason = judge(Identity(generic=True), row["trace"], row["problem"])
             assert not reason or "'I'm an AI, I should rea" in reason or "'I'm AI, I sh" in reason
             generic += bool(reason)

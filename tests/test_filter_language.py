@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import MissingExtra, UsageError
@@ -73,15 +73,15 @@ def consistency(question: str, text: str, filter_: Language | None = None) -> fl
     return (filter_ or Language()).measure(asked(question), trace(text))["consistency"]
 
 
-@pytest.mark.parametrize("told", CHAINS)
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_every_language_against_every_other(question: str, told: str) -> None:
-    if {question, told} <= LATIN and latin.installed() is None:
-        pytest.skip("py3langid is not installed")
-    text = f"<think>\n{CHAINS[told]}\n\n{CHAINS[told]} {MATHS}\n</think>\n\n\\boxed{{70}}"
-    share = consistency(QUESTIONS[question], text)
-    assert share == 1.0 if question == told else share < 0.6
-    assert (judge(QUESTIONS[question], text) is None) == (question == told)
+def test_a_question_and_chains_in_every_language(question: str) -> None:
+    for told, chain in CHAINS.items():
+        if {question, told} <= LATIN and question != told and latin.installed() is None:
+            continue
+        text = f"<think>\n{chain}\n\n{chain} {MATHS}\n</think>\n\n\\boxed{{70}}"
+        share = consistency(QUESTIONS[question], text)
+        assert share == 1.0 if question == told else share < 0.6
+        assert (judge(QUESTIONS[question], text) is None) == (question == told)
 
 
 def test_the_reason_names_share_language_and_place() -> None:
@@ -128,6 +128,7 @@ def test_what_the_question_says_may_be_repeated() -> None:
     assert consistency(QUESTIONS["en"], text) < 1.0
     both = "Translate this to English: 我们再检查一遍这个结果是不是正确的"
     assert judge(both, CHAINS["en"]) is None
+    assert judge("Translate into English: 我们再检查一遍", CHAINS["en"]) is None
     assert judge(both, CHAINS["zh"]) is None
 
 
@@ -235,6 +236,7 @@ def test_the_detector_is_asked_a_bounded_number_of_times(monkeypatch: pytest.Mon
     assert found / count_words(prose(text)) == pytest.approx(0.25, abs=0.2)
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=300), st.text(max_size=60))
 def test_any_text_has_a_share(text: str, question: str) -> None:
     share = consistency(question, text, Language(detector="off"))
@@ -262,6 +264,7 @@ MARKS = st.sampled_from(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(MARKS, max_size=60).map("".join), st.sampled_from(sorted(QUESTIONS)))
 def test_any_marks_have_a_share(text: str, code: str) -> None:
     assert 0.0 <= consistency(QUESTIONS[code], text) <= 1.0
@@ -304,7 +307,6 @@ def test_sound_real_chains_are_in_one_language(shared: Path) -> None:
     shares = [consistency(row["problem"], row["trace"]) for row in sound]
     (glitch,) = (share for share in shares if share < 1.0)
     assert 0.998 < glitch < 0.9995
-    assert not any(judge(row["problem"], row["trace"]) for row in sound)
 
 
 def test_a_real_chain_that_fell_into_chinese(shared: Path) -> None:
@@ -313,3 +315,13 @@ def test_a_real_chain_that_fell_into_chinese(shared: Path) -> None:
     reason = judge(row["problem"], row["trace"])
     assert reason is not None
     assert re.match("48% of 2.,?... words are not English: Chinese '也许我需要", reason), reason
+
+
+def test_real_questions_are_english(shared: Path) -> None:
+    """None is taken for another language; where nothing is told, scripts alone are judged."""
+    names = []
+    for line in (shared / "problems" / "math500.jsonl").open(encoding="utf-8"):
+        question = json.loads(line)["problem"]
+        names.append(target_of(question, question, "", frozenset(), False).name)
+    assert set(names) <= {"English", "in Latin letters"}
+    assert names.count("English") > 490

@@ -119,60 +119,85 @@ def _measured(target: Target, text: str, question: str, detects: bool) -> Mix:
 
 
 @lru_cache(maxsize=64)
-def _foreign_pattern(own: frozenset[str]) -> re.Pattern[str]:
-    """Stretches that are foreign to these scripts.
-
-    Latin and Greek letters are everywhere in mathematics, and names stay as they are written: they
-    are foreign in phrases alone.
-    """
-    parts = []
-    others = [s for s in SCRIPTS if s not in own and s not in ("Latin", "Greek")]
-    for name in ("Latin", "Greek"):
-        if name not in own:
-            c, least = SCRIPTS[name], "{4,}" if name == "Latin" else "{2,}"
-            word = f"[{c}]{{2,}}+" if name == "Latin" else f"[{c}]{{3,}}+"
-            parts.append(f"(?<![{c}])(?:{word}[ ,;:'’]{{1,2}}+){least}{word}")
-    unspaced = scripts.characters(s for s in others if s in scripts.UNSPACED)
-    spaced = scripts.characters(s for s in others if s not in scripts.UNSPACED)
-    # Stretches go on over spaces and punctuation, so that a quotation is more than a word.
-    mark = "\\s，。、；：！？,.;:·-"
-    parts.append(f"[{unspaced}](?:[{unspaced}{spaced}]|[{mark}]{{1,3}}+(?=[{unspaced}{spaced}]))*+")
-    parts.append(f"[{spaced}]{{2,}}+(?:[{mark}]{{1,3}}+[{spaced}]++)*+")
-    return re.compile("|".join(parts))
+def _foreign_letter(own: frozenset[str]) -> re.Pattern[str]:
+    """A letter that is foreign to these scripts, or three Greek ones in a row."""
+    others = scripts.characters(SCRIPTS.keys() - own - {"Latin", "Greek"})
+    greek = "" if "Greek" in own else f"|[{SCRIPTS['Greek']}]{{3}}"
+    return re.compile(f"[{others}]{greek}")
 
 
 @lru_cache(maxsize=64)
-def _gates(own: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    others = scripts.characters(SCRIPTS.keys() - own - {"Latin", "Greek"})
-    greek = SCRIPTS["Greek"]
-    return re.compile(f"[{others}]"), re.compile(f"[{greek}][{greek}]{{2}}")
+def _stretches(own: frozenset[str]) -> tuple[re.Pattern[str], ...]:
+    """Stretches in scripts that are foreign to these, over spaces and punctuation.
+
+    Each begins with a plain character class, which is what makes a search fast, and no part can be
+    read in two ways, which keeps it linear.
+    """
+    others = SCRIPTS.keys() - own - {"Latin", "Greek"}
+    dense = scripts.characters(others & scripts.UNSPACED.keys())
+    spaced = scripts.characters(others - scripts.UNSPACED.keys())
+    mark = "\\s，。、；：！？,.;:·-"
+    parts = [f"[{spaced}][{spaced}]++(?:[{mark}]{{1,3}}+[{spaced}]++)*+"]
+    if dense:
+        parts.append(f"[{dense}](?:[{dense}{spaced}]|[{mark}]{{1,3}}+(?=[{dense}{spaced}]))*+")
+    return tuple(re.compile(part) for part in parts)
 
 
-def _foreign_letter(own: frozenset[str], text: str) -> bool:
-    """Whether `_foreign_pattern` can match at all, for a twentieth of its time."""
-    letter, greek = _gates(own)
-    return bool(letter.search(text) or ("Greek" not in own and greek.search(text)))
+@lru_cache(maxsize=64)
+def _phrases(own: frozenset[str]) -> tuple[re.Pattern[str], ...]:
+    """Phrases of five Latin words or three Greek ones, where these are foreign.
+
+    Their letters are everywhere in mathematics, and names stay as they are written, so that single
+    words say nothing.
+    """
+    gap, found = "[ ,;:'’]{1,2}+", []
+    if "Latin" not in own:
+        c = scripts.LATIN
+        found.append(f"[{c}][{c}]{{1,30}}+{gap}(?:[{c}]{{2,30}}+{gap}){{3}}[{c}][{c}]")
+    if "Greek" not in own:
+        c = SCRIPTS["Greek"]
+        found.append(f"[{c}][{c}]{{2,30}}+{gap}[{c}]{{3,30}}+{gap}[{c}][{c}][{c}]")
+    return tuple(re.compile(part) for part in found)
 
 
 def _foreign_script(target: Target, text: str, question: str) -> Iterator[tuple[int, str, str]]:
     """(words, name of the language or script, stretch) of what is not in the target's scripts."""
-    if "Latin" in target.scripts and (text.isascii() or not _foreign_letter(target.scripts, text)):
+    own = target.scripts
+    if "Latin" in own and (text.isascii() or not _foreign_letter(own).search(text)):
         return
-    pattern = _foreign_pattern(target.scripts)
-    said = [m.group() for m in pattern.finditer(question)]
     text = prose(text)
-    if {"Han", "Kana"} <= target.scripts:
+    if {"Han", "Kana"} <= own:
         yield from _chinese_lines(text)
+    for pattern in _stretches(own):
+        said = sorted({m.group() for m in pattern.finditer(question)}, key=len, reverse=True)
+        for match in pattern.finditer(text):
+            stretch = match.group()
+            if _quoted(text, match.start(), match.end()) or stretch in question:
+                continue
+            rest = stretch
+            for phrase in said[:100]:
+                rest = rest.replace(phrase, " ")
+            count = scripts.count_words(rest)
+            if count:
+                yield count, _named(stretch), stretch
+    for pattern in _phrases(own):
+        yield from _foreign_lines(pattern, text, question)
+
+
+def _foreign_lines(
+    pattern: re.Pattern[str], text: str, question: str
+) -> Iterator[tuple[int, str, str]]:
+    """Lines with a phrase: all words of its script in them are foreign."""
+    end = -1
     for match in pattern.finditer(text):
-        stretch = match.group()
-        if _quoted(text, match.start(), match.end()) or stretch in question:
+        if match.start() < end or match.group() in question:
             continue
-        rest = stretch
-        for phrase in said:
-            rest = rest.replace(phrase, " ")
-        count = scripts.count_words(rest)
-        if count:
-            yield count, _named(stretch), stretch
+        start = text.rfind("\n", 0, match.start()) + 1
+        end = text.find("\n", match.end())
+        end = len(text) if end < 0 else end
+        script = frozenset([scripts.script_of(match.group())])
+        count = len(scripts.word_pattern(script).findall(text, start, end))
+        yield count, _named(match.group()), text[match.start() : end]
 
 
 def _chinese_lines(text: str, least: int = 10) -> Iterator[tuple[int, str, str]]:

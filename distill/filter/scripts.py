@@ -135,12 +135,15 @@ def characters(scripts: Iterable[str]) -> str:
 def word_pattern(scripts: frozenset[str]) -> re.Pattern[str]:
     """Matches one word in these scripts.
 
-    A single letter is none where words are spaced: it is a variable or an initial.
+    A single letter is none where words are spaced: it is a variable or an initial. A syllable of
+    Hangul is one.
     """
-    spaced = characters(scripts - UNSPACED.keys())
+    spaced = characters(scripts - UNSPACED.keys() - {"Hangul"})
     parts = [
         f"[{SCRIPTS[s]}]{{1,{UNSPACED[s]}}}" for s in SCRIPTS if s in scripts & UNSPACED.keys()
     ]
+    if "Hangul" in scripts:
+        parts.append(f"[{SCRIPTS['Hangul']}]+")
     if spaced:
         parts.append(f"[{spaced}]{{2,}}")
     return re.compile("|".join(parts))

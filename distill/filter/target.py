@@ -19,10 +19,12 @@ class Target:
     scripts: frozenset[str]
 
 
+# Two of these make a question English. Dutch has "is" and "of", French "a" and "as": not these.
 _ASKED = re.compile(
-    r"\b(?:the|and|that|this|to|are|be|if|then|from|with|which|there|of|is|what|how|many|much|find|"
-    r"compute|evaluate|solve|let|each|for|given|determine|calculate|simplify|prove|show|write|"
-    r"number|value|sum|when|where|who|why|does|suppose|express|integer|has|have|was|as|answer|your|you)\b",
+    r"\b(?:the|and|that|this|to|are|be|if|then|from|with|which|there|what|how|many|much|find|each|"
+    r"compute|evaluate|solve|let|for|given|determine|calculate|simplify|prove|show|write|number|"
+    r"value|when|where|who|why|does|suppose|express|integer|has|have|into|translate|english|"
+    r"mean|means|following|answer|your|you)\b",
     re.IGNORECASE,
 )
 _PLAIN_WORD = re.compile(r"(?<![A-Za-z])[a-z]{3,}(?![A-Za-z])")
@@ -69,16 +71,17 @@ def _told(text: str, detects: bool) -> Target:
     if "Kana" in counts and used & {"Han", "Kana"}:
         used |= {"Han", "Kana"}
     codes = {"ja"} if "Kana" in used else {scripts.SPOKEN[name] for name in used} - {""}
-    told_in_english = len({found.lower() for found in _ASKED.findall(text)})
+    english = len({found.lower() for found in _ASKED.findall(text)})
     enough = len(words) >= 0.25 * total and (len(words) >= 3 or not used)
-    if words and (enough or told_in_english > 1):
+    if words and (enough or english > 1):
         used.add("Latin")
-        if told_in_english >= (2 if len(words) > 6 or counts else 1):
-            codes |= {"en"}
-        elif detects and len(words) >= 5:
-            codes |= {latin.detect(" ".join(text.split()))} - {""}
+        code = ""
+        if detects and not counts and len(words) >= 5:
+            code = latin.detect(" ".join(text.split()))
+        if not code and english >= (2 if len(words) > 6 or counts else 1):
+            code = "en"
+        codes |= {code} - {""}
     name = "/".join(sorted(NAMES.get(code, code) for code in codes)) or " and ".join(
         f"in {script} letters" for script in sorted(used)
     )
     return Target(name, frozenset(codes), frozenset(used))
-
