@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -78,15 +78,24 @@ class NearDuplicates:
         """Dropped (problem id, index) -> the one it is like, and how much."""
         self.notes: list[str] = []
 
+    def sketch(self, problem: Problem, trace: Trace, grade: Grade) -> bytes:
+        """The signature of a trace."""
+        return self._signer(trace.text).tobytes()
+
     def prepare(self, items: Iterable[Item]) -> None:
-        """Sign all traces, then compare; `permutations` + 20 bytes per trace are held."""
-        signer = Signer(self.n, self.permutations)
+        """Sign all traces, then compare."""
+        self.prepare_sketches(
+            (item[1].problem_id, item[1].index, self.sketch(*item)) for item in items
+        )
+
+    def prepare_sketches(self, sketches: Iterable[tuple[str, int, bytes]]) -> None:
+        """Compare (problem id, index, signature); `permutations` + 20 bytes per trace are held."""
         signatures, samples, owners = bytearray(), array("q"), array("I")
         problems: dict[str, int] = {}
-        for _, trace, _ in items:
-            signatures += signer(trace.text).tobytes()
-            samples.append(trace.index)
-            owners.append(problems.setdefault(trace.problem_id, len(problems)))
+        for problem_id, index, signature in sketches:
+            signatures += signature
+            samples.append(index)
+            owners.append(problems.setdefault(problem_id, len(problems)))
         names = list(problems)
         rank = np.empty(len(names), np.uint32)
         rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
@@ -99,12 +108,20 @@ class NearDuplicates:
         }
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
-        hit = self.found.get((trace.problem_id, trace.index))
+        return self.judge_sketch(trace.problem_id, trace.index)
+
+    def judge_sketch(self, problem_id: str, index: int, sketch: bytes = b"") -> str | None:
+        """The objection to a trace that was compared."""
+        hit = self.found.get((problem_id, index))
         if hit is None:
             return None
-        (owner, index), alike = hit
-        whose = "" if owner == trace.problem_id else f" of problem {owner}"
-        return f"{alike:.0%} alike sample {index}{whose}"
+        (owner, other), alike = hit
+        whose = "" if owner == problem_id else f" of problem {owner}"
+        return f"{alike:.0%} alike sample {other}{whose}"
+
+    @cached_property
+    def _signer(self) -> Signer:
+        return Signer(self.n, self.permutations)
 
     def _alike(
         self, table: Bytes, order: npt.NDArray[np.intp], owner: npt.NDArray[np.uint32]
