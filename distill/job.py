@@ -17,7 +17,6 @@ from distill import child, models, workers
 from distill.errors import MissingExtra, UsageError
 from distill.recipe import Recipe
 from distill.resolve import code_version, resolve
-from distill.schema import SourceSpec
 from distill.step import Done, Step, Workspace
 
 VERSIONS = {
@@ -270,6 +269,8 @@ class Job:
             "seed": seed,
             "card": {"recipe": recipe.name},
         }
+        if (validation := dataset.folder / "validation.jsonl").is_file():
+            config["validation"] = str(validation)
         step = Step("train", identity, {"dataset": dataset.step}, VERSIONS["train"])
         return self._do(step, lambda out: self._train(dataset, out, config))
 
@@ -396,8 +397,3 @@ def summary_of(done: Done) -> dict[str, Any]:
     """What the step says about itself; empty where it wrote no summary."""
     path = done.folder / "summary.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def labels_of(sources: list[SourceSpec]) -> str:
-    """The sources' names for one line of text."""
-    return ", ".join(dict.fromkeys(source.label for source in sources))

@@ -35,9 +35,9 @@ class Counts:
 
 
 def tokenise(
-    dataset: Path, folder: Path, prepared: Prepared, max_length: int
+    dataset: Path, folder: Path, prepared: Prepared, max_length: int, *, show: bool = True
 ) -> tuple[Any, Counts, dict[str, Any]]:
-    """Render `dataset` (JSONL rows `{"messages": [...]}`) into `folder`.
+    """Render `dataset` (JSONL rows `{"messages": [...]}`) into `folder`, and show an example.
 
     Returns the data set with the columns `input_ids` and `start` (number of prompt tokens), the
     counts and the pre-flight report. Raises DataError where nothing is left to train on.
@@ -67,7 +67,8 @@ def tokenise(
     ).select_columns(["input_ids", "start"])
     kept.save_to_disk(str(folder))
     shutil.rmtree(cache, ignore_errors=True)
-    preflight.show(shown, prepared.tokenizer)
+    if show:
+        preflight.show(shown, prepared.tokenizer)
     return load(folder), counts, report
 
 

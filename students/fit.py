@@ -86,6 +86,13 @@ def _fit(job: Job, prepared: Prepared) -> None:
     progress = Progress(
         job.out / "log.jsonl", len(rows), int(train["batch_size"]), resumed, log=on.rank == 0
     )
+    common = {
+        "budget": budget,
+        "layout": layout,
+        "pad": prepared.tokenizer.pad_token_id,
+        "rank": on.rank,
+        "world": on.world,
+    }
     trainer = UpdateTrainer(
         model=_model(prepared, student, train, on),
         args=arguments,
@@ -94,18 +101,11 @@ def _fit(job: Job, prepared: Prepared) -> None:
         data_collator=list,
         callbacks=[progress],
         peft_config=_lora(prepared, student, train),
-        updates=Updates(
-            rows,
-            plan,
-            budget=budget,
-            layout=layout,
-            pad=prepared.tokenizer.pad_token_id,
-            rank=on.rank,
-            world=on.world,
-        ),
+        updates=Updates(rows, plan, **common),
         bad_batch=job.out / "nan_batch.json",
         on_update=progress.on_update,
     )
+    held = _validation(job, trainer, progress, common)
     sizes = _ready(trainer)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     summary = {
@@ -115,10 +115,27 @@ def _fit(job: Job, prepared: Prepared) -> None:
         "tokens_per_second": round(progress.tokens_per_second, 1),
         "train_seconds": round(time.monotonic() - progress.started, 2),
         "final_loss": progress.last_loss,
+        "validation_examples": held,
+        "validation_loss": progress.validation_loss,
         "resumed_from": resumed or None,
         "notes": job.notes,
     }
     _export(trainer, job, prepared, on, summary)
+
+
+def _validation(job: Job, trainer: Any, progress: Any, common: Mapping[str, Any]) -> int:
+    """Have the loss on the validation split logged; returns how many examples it has."""
+    from distill.students.trainer import Updates
+    from distill.students.validation import Validation
+
+    if not (job.out / "validation").is_dir():
+        return 0
+    rows, size = data.load(job.out / "validation"), int(job.train["batch_size"])
+    parts = [list(range(at, min(at + size, len(rows)))) for at in range(0, len(rows), size)]
+    held = Updates(rows, parts, **common)
+    total = len(trainer.updates)
+    trainer.add_callback(Validation(lambda: trainer.mean_loss(held), total, progress))
+    return len(rows)
 
 
 @contextlib.contextmanager
@@ -297,6 +314,8 @@ def _summary(job: Job, prepared: Prepared, on: Hardware, plan: list[list[int]]) 
         job.notes.append(
             f"{counts.too_long} examples longer than {train['max_length']} tokens left out"
         )
+    if job.validation_note:
+        job.notes.append(job.validation_note)
     return {
         "examples": counts.examples,
         "left_out_too_long": counts.too_long,

@@ -27,6 +27,7 @@ class Progress(TrainerCallback):
         self.resumed, self.enabled = resumed, log
         self.tokens = 0
         self.last_loss: float | None = None
+        self.validation_loss: float | None = None
         self.started = time.monotonic()
         self._marked = (self.started, 0)
         self._said = 0.0
@@ -68,9 +69,13 @@ class Progress(TrainerCallback):
             "tokens_per_second": round((self.tokens - tokens) / max(now - before, 1e-9), 1),
             "seconds": round(now - self.started, 2),
         }
-        if self.enabled:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        self._append(row)
+
+    def validated(self, step: int, loss: float) -> None:
+        """Log the loss on the validation split after `step` updates."""
+        self.validation_loss = loss
+        seconds = round(time.monotonic() - self.started, 2)
+        self._append({"step": step, "validation_loss": round(loss, 6), "seconds": seconds})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         if self.enabled:
@@ -83,11 +88,18 @@ class Progress(TrainerCallback):
         """Over this call of train, start-up not counted."""
         return self.tokens / max(time.monotonic() - self.started, 1e-9)
 
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.enabled:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
     def _say(self, step: int, total: int) -> None:
         done = step - self.resumed
         spent = time.monotonic() - self.started
         left = spent / done * (total - step) if done else 0.0
         loss = f"  loss {self.last_loss:.3f}" if self.last_loss is not None else ""
+        if self.validation_loss is not None:
+            loss += f"  validation {self.validation_loss:.3f}"
         line = (
             f"train  {step:,}/{total:,} updates{loss}"
             f"  {self.tokens_per_second:,.0f} tok/s  ETA {_duration(left)}"
@@ -108,7 +120,8 @@ class Progress(TrainerCallback):
                 continue
             if row.get("step", 0) <= step:
                 kept.append(line)
-                self.tokens = int(row.get("tokens", 0))
+                self.tokens = int(row.get("tokens", self.tokens))
+                self.validation_loss = row.get("validation_loss", self.validation_loss)
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 

@@ -19,21 +19,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.errors import DistillError, PreflightError
+from distill.errors import DataError, DistillError, PreflightError
 from distill.students import checkpoints, data, launch
 from distill.students.loading import Prepared, prepare
 from distill.students.packing import updates
 
 log = logging.getLogger(__name__)
 
-WORK = ("tokens", "checkpoints", "log.jsonl", "prepared.json", "nan_batch.json")
+WORK = ("tokens", "validation", "checkpoints", "log.jsonl", "prepared.json", "nan_batch.json")
 
 
 class SFT:
     """Trains by supervised fine-tuning: in full, with LoRA or with QLoRA.
 
     `config` is `{"student": StudentSpec, "train": Training, "seed": int, "card": {...}}` as plain
-    dicts; distill/schema.py names every key. `card` adds rows to the model card.
+    dicts; distill/schema.py names every key. `card` adds rows to the model card. `validation`, a
+    JSONL file like the data set, is measured while training goes on and changes nothing.
     """
 
     version = "1"
@@ -113,9 +114,28 @@ class Job:
         _, counts, report = data.tokenise(self.dataset, self.out / "tokens", prepared, max_length)
         self._write("preflight.json", report)
         state = {"counts": dataclasses.asdict(counts), "seconds": time.monotonic() - started}
+        state["validation_note"] = self._prepare_validation(prepared, max_length)
         self._write("prepared.json", {"id": self.fingerprint, **state})
         self._tell(counts)
         return prepared
+
+    def _prepare_validation(self, prepared: Prepared, max_length: int) -> str:
+        """Render the validation split, if there is one; returns what a reader must know of it."""
+        split = self.config.get("validation")
+        if not split:
+            return ""
+        folder = self.out / "validation"
+        try:
+            _, counts, _ = data.tokenise(Path(split), folder, prepared, max_length, show=False)
+        except DataError as error:
+            return f"no validation loss: {error.message}"
+        left = counts.rows - counts.examples
+        return f"{left} validation examples left out as too long or untrainable" if left else ""
+
+    @property
+    def validation_note(self) -> str:
+        """What `prepare` said of the validation split."""
+        return str(self._read("prepared.json").get("validation_note") or "")
 
     @property
     def counts(self) -> data.Counts:
@@ -135,7 +155,7 @@ class Job:
         summary = self._read("fit.json")
         summary["seconds"] = round(seconds, 2)
         self._write("summary.json", {"id": self.fingerprint, **summary})
-        for name in ("tokens", "checkpoints", "prepared.json", "fit.json"):
+        for name in ("tokens", "validation", "checkpoints", "prepared.json", "fit.json"):
             path = self.out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return self.student

@@ -184,6 +184,23 @@ class UpdateTrainer(SFTTrainer):
         # DDP and FSDP average gradients over processes; the sum is wanted.
         return total / num_items_in_batch * self.accelerator.num_processes
 
+    def mean_loss(self, updates: Updates) -> float:
+        """The mean loss over all trained tokens of `updates`, of all processes; trains nothing."""
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        tokens = 0
+        self.model_wrapped.eval()
+        with torch.no_grad():
+            for number in range(len(updates)):
+                item = updates[number]
+                tokens += item["trained"]
+                for part in item["micro_batches"]:
+                    inputs = self._prepare_inputs(part)
+                    with self.compute_loss_context_manager():
+                        total += self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=1)
+        self.model_wrapped.train()
+        # Each process's sum came multiplied by their number, so the mean is the sum of all.
+        return float(self.accelerator.reduce(total, "mean")) / tokens
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log, without trl's metrics."""
         self._metrics["train"].clear()
