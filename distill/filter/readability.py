@@ -172,7 +172,7 @@ def _misread() -> str:
     return re.escape("".join(sorted(found)))
 
 
-# ftfy's `is_bad` was tried: 5 MB/s, and it objects to Å³. These sequences hardly occur otherwise;
+# ftfy's `is_bad` was tried: a few MB/s, and it objects to Å³. These sequences hardly occur otherwise;
 # French "é »" and Â², the square of an A with a hat, do and are left out.
 _AGAIN = _misread()
 _MOJIBAKE = re.compile(
