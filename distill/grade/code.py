@@ -45,7 +45,7 @@ KEY = "tests"
 WHY = {
     "time": "all its tests took longer than {total_s:g} s",
     "memory": "used more than {memory} MiB of memory",
-    "processes": "started more than {processes} processes",
+    "processes": "started more than {processes} processes and threads",
     "output": "printed more than was asked for",
 }
 

@@ -277,7 +277,7 @@ class Soften(ast.NodeTransformer):
         args: list[ast.expr] = [test, source]
         if isinstance(test, ast.Compare) and len(test.ops) == 1 and type(test.ops[0]) is ast.Eq:
             args = [test.left, test.comparators[0], source]
-        body = [ast.Expr(self._call("same" if len(args) == 3 else "holds", args))]
+        body: list[ast.stmt] = [ast.Expr(self._call("same" if len(args) == 3 else "holds", args))]
         caught = ast.Expr(self._call("raised", [ast.Name(PREFIX + "e", ast.Load()), source]))
         handler = ast.ExceptHandler(
             ast.Name(PREFIX + "Exception", ast.Load()), PREFIX + "e", [caught]

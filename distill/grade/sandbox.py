@@ -45,13 +45,14 @@ class Limits:
     """What a program may use. Times in seconds, sizes in bytes.
 
     `test_s` holds for one test, `total_s` for all of a program's; time spent waiting for a
-    processor is not counted. `memory` holds for each process and nearly for all together.
+    processor is not counted. `memory` holds for each process and nearly for all together,
+    `processes` for their threads.
     """
 
     test_s: float = 6.0
     total_s: float = 60.0
     memory: int = 1 << 30
-    processes: int = 32
+    processes: int = 64
     file_size: int = 16 << 20
     files: int = 64
     output: int = 4 << 20
@@ -219,17 +220,16 @@ def _pump(process: subprocess.Popen[bytes], job: bytes, until: float) -> tuple[b
             if time.monotonic() > until:
                 raise SandboxFailed("the sandbox did not answer in time")
             for key, _ in ready.select(timeout=1.0):
-                stream = key.fileobj
-                if stream is process.stdin:
+                if key.fileobj is process.stdin:
                     view = _write(key.fd, view)
                     if not view:
-                        ready.unregister(stream)
+                        ready.unregister(process.stdin)
                         process.stdin.close()
                     continue
                 part = os.read(key.fd, 1 << 16)
                 if not part:
-                    ready.unregister(stream)
-                elif stream is process.stdout:
+                    ready.unregister(key.fileobj)
+                elif key.fileobj is process.stdout:
                     report += part
                 else:
                     complaint = (complaint + part)[-4000:]

@@ -21,7 +21,7 @@ from distill.grade.sandbox_wire import Channel, Closed, Late, decode, encode
 
 TYPE_CHECKING = False  # typing takes longer to import than all the rest
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Sequence
+    from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 # ruff: noqa: UP006, UP035
 
@@ -59,8 +59,14 @@ def confine(limits: Dict[str, Any], cpu_s: float) -> None:
     limit(resource.RLIMIT_AS, limits["memory"])
     limit(resource.RLIMIT_FSIZE, limits["file_size"])
     limit(resource.RLIMIT_NOFILE, limits["files"])
-    limit(resource.RLIMIT_NPROC, limits["processes"])
-    limit(resource.RLIMIT_CORE, 0)
+    if _kernel() >= (5, 14):
+        # Before, all processes of the user who started the sandbox were counted.
+        limit(resource.RLIMIT_NPROC, limits["processes"])
+    limit(resource.RLIMIT_CORE, 1)  # core(5): not 0, which does not keep a core from a handler
+
+
+def _kernel() -> Tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def usual_names(source: str) -> Dict[str, Any]:

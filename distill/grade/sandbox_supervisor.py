@@ -22,7 +22,7 @@ from distill.grade.sandbox_wire import HEAD, Channel, waited
 
 TYPE_CHECKING = False  # typing takes longer to import than all the rest
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional
+    from typing import Any, Dict, Optional, Tuple
 
 # ruff: noqa: UP006, UP035, UP045
 
@@ -86,13 +86,13 @@ class Watch:
         """What is beyond its limit: "memory", "processes" or nothing."""
         if not self.alone:
             return ""
-        pages = count = 0
+        pages = threads = 0
         for name in os.listdir("/proc"):
             if name.isdigit():
-                count += 1
                 with contextlib.suppress(OSError, IndexError, ValueError):
-                    pages += _pages(name)
-        if count > self.limits["processes"] + 3:
+                    used = _usage(name)
+                    threads, pages = threads + used[0], pages + used[1]
+        if threads > self.limits["processes"] + 3:
             return "processes"
         if pages * os.sysconf("SC_PAGE_SIZE") > self.limits["memory"] + (64 << 20):
             return "memory"
@@ -117,10 +117,11 @@ class Watch:
         return self.ended.get(pid)
 
 
-def _pages(pid: str) -> int:
-    """Pages of memory that a process holds."""
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        return int(file.read().split()[1])
+def _usage(pid: str) -> Tuple[int, int]:
+    """Threads of a process, and pages of memory that it holds."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()  # proc(5): from the third field on
+    return int(fields[17]), int(fields[21])
 
 
 def _settle(inbox: int, outbox: int, error: int) -> None:
@@ -295,7 +296,7 @@ def hide() -> None:
     try:
         import _ctypes  # a third of what ctypes takes
 
-        handle = _ctypes.dlopen(None, 0)
+        handle = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # as ctypes itself does
         failed = _ctypes.call_function(
             _ctypes.dlsym(handle, "prctl"), (PR_SET_DUMPABLE, 0, 0, 0, 0)
         )

@@ -37,9 +37,9 @@ class Link:
 
     def __init__(self, channel: Channel, program: int, test_s: float) -> None:
         self.channel, self.program, self.test_s = channel, program, test_s
+        self.waited = self.until = 0.0
         # No more than the test's own time: a program can crowd the processors itself.
         channel.grace = lambda: min(test_s, waited(program) - self.waited)
-        self.waited = self.until = 0.0
         self.gone = ""
         self.callbacks: List[Any] = []
         self.remotes: Dict[Any, Remote] = {}
@@ -318,7 +318,7 @@ class Tester:
         # A failure for good was said in the row of its test.
         with contextlib.suppress(Gone):
             if self.tests["kind"] == "functional":
-                self.functional(entry, "Solution" in ours and entry not in ours)
+                self.functional(str(entry), "Solution" in ours and entry not in ours)
             else:
                 self.code(entry, ours)
 
