@@ -310,13 +310,15 @@ class _Maker:
         }
 
     def _write_train(self, folder: Path) -> dict[str, Any]:
-        write_jsonl(
-            folder / "log.jsonl",
-            (
-                {"step": s, "loss": 2.4 / (1 + s / 12) + self.rng.random() / 20 + 0.2}
-                for s in range(1, 121)
-            ),
-        )
+        curve: list[dict[str, Any]] = [
+            {"step": s, "loss": 2.4 / (1 + s / 12) + self.rng.random() / 20 + 0.2}
+            for s in range(1, 121)
+        ]
+        curve += [
+            {"step": s, "validation_loss": 2.2 / (1 + s / 12) + 0.4 + 0.1 * (s > 100)}
+            for s in range(0, 121, 12)
+        ]
+        write_jsonl(folder / "log.jsonl", curve)
         _write(folder / "student" / "config.json", {"model_type": "llama"})
         example = [
             {"trained": False, "text": f"<|user|>What is 2 + 3?{self.evil}<|assistant|><think>\n"},

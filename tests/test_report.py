@@ -269,6 +269,16 @@ def test_page_is_well_formed_and_asks_for_nothing(report: Report) -> None:
     assert "NaN" not in read(report, "report.json")
 
 
+def test_the_validation_loss_is_drawn_and_its_least_value_told(report: Report) -> None:
+    training = report.numbers["training"]
+    assert training["logged"] == 120
+    assert [row["step"] for row in training["validation_curve"]] == list(range(0, 121, 12))
+    for name in ("report.html", "report.md"):
+        assert "0.700 at the end; least 0.644 at update 96" in html.unescape(read(report, name))
+    assert "on the validation split from 2.600 to" in html.unescape(read(report, "report.html"))
+    assert "validation" not in charts.loss_chart(training["curve"])
+
+
 def test_hostile_text_stays_text(hostile: Report) -> None:
     page = read(hostile, "report.html")
     elements = Elements(page)

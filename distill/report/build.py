@@ -235,9 +235,9 @@ def _training(source: Source) -> dict[str, Any] | None:
     folder = source.folder("train")
     if folder is None:
         return None
-    rows = []
-    if (folder / "log.jsonl").is_file():
-        rows = [row for row in read_jsonl(folder / "log.jsonl") if row.get("loss") is not None]
+    logged = list(read_jsonl(folder / "log.jsonl")) if (folder / "log.jsonl").is_file() else []
+    rows = [row for row in logged if row.get("loss") is not None]
+    measured = [row for row in logged if row.get("validation_loss") is not None]
     thin = max(1, -(-len(rows) // CURVE_POINTS))
     curve = [
         {key: row.get(key) for key in ("step", "loss", "learning_rate")} for row in rows[::thin]
@@ -246,6 +246,7 @@ def _training(source: Source) -> dict[str, Any] | None:
     return {
         **_without_notes(source.summary("train")),
         "curve": curve,
+        "validation_curve": [{"step": r["step"], "loss": r["validation_loss"]} for r in measured],
         "logged": len(rows),
         "preflight": _preflight(preflight),
     }

@@ -134,22 +134,28 @@ def lengths_chart(lengths: Mapping[str, Any]) -> str:
     return _figure("lengths", title, told, draw, wide=500, left=room)
 
 
-def loss_chart(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss over updates."""
+def loss_chart(
+    curve: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Training loss over updates, and the loss on the validation split as dots."""
     rows = [row for row in curve if row.get("loss") is not None and row.get("step") is not None]
     if len(rows) < 2:
         return ""
+    held = [row for row in validation if row.get("loss") is not None]
 
     def draw(axes: Any, narrow: bool) -> None:
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=ACCENT, lw=2)
+        axes.plot([r["step"] for r in held], [r["loss"] for r in held], "o-", color=INK, lw=1, ms=5)
         axes.set_xlabel("update")
         axes.set_ylabel("loss")
-        axes.set_ylim(0, 1.05 * max(r["loss"] for r in rows))
+        axes.set_ylim(0, 1.05 * max(r["loss"] for r in [*rows, *held]))
         axes.xaxis.set_major_locator(_ticks(4 if narrow else 7))
         axes.grid(axis="y", color=RULE, lw=1)
 
     told = f"from {rows[0]['loss']:.3f} at update {rows[0]['step']}"
     told += f" to {rows[-1]['loss']:.3f} at update {rows[-1]['step']}"
+    if held:
+        told += f"; on the validation split from {held[0]['loss']:.3f} to {held[-1]['loss']:.3f}"
     return _figure("loss", "Training loss", told, draw, height=240)
 
 

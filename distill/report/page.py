@@ -49,7 +49,9 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, str]:
         "results": charts.results_chart(lead["task"], lead["rows"]) if lead else "",
         "rates": charts.pass_rate_chart(numbers["pass_rates"]) if numbers["pass_rates"] else "",
         "lengths": charts.lengths_chart(numbers["lengths"]) if numbers["lengths"] else "",
-        "loss": charts.loss_chart(training.get("curve") or []),
+        "loss": charts.loss_chart(
+            training.get("curve") or [], training.get("validation_curve") or []
+        ),
     }
 
 

@@ -169,6 +169,7 @@ def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
         ("epochs", plain_of(t, "epochs")),
         ("updates", count_of(t, "updates")),
         ("final loss", decimal(t["final_loss"]) if t.get("final_loss") is not None else ""),
+        ("loss on the validation split", _validation_loss(t)),
         ("time", duration(t["seconds"]) if t.get("seconds") is not None else ""),
         ("tokens per second", count_of(t, "tokens_per_second")),
         ("device", str(t.get("device") or "")),
@@ -177,6 +178,17 @@ def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
         ("positions", plain_of(t, "positions")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _validation_loss(training: Numbers) -> str:
+    found = training.get("validation_curve") or []
+    if not found:
+        return ""
+    best = min(found, key=lambda row: row["loss"])
+    text = f"{decimal(found[-1]['loss'])} at the end"
+    if best is found[-1]:
+        return text
+    return f"{text}; least {decimal(best['loss'])} at update {best['step']}"
 
 
 def steps_table(numbers: Numbers) -> Table | None:
