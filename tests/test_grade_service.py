@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from distill.grade.parts import JUDGE, KNOWN, GraderSpec, build, own_specs
 from distill.records import OUTCOMES, Grade, Outcome, Problem, Trace, to_row
 from distill.schema import Grading
 
+ROOT = Path(__file__).parent.parent
 SAYS = """
 from distill.records import Grade
 
@@ -320,3 +323,21 @@ def test_own_graders_are_read_as_in_a_recipe() -> None:
     assert own_specs(problem()) is None
     (one,) = own_specs(problem(grader={"name": "exact", "params": {"case": True}})) or ()
     assert (one.name, one.params) == ("exact", {"case": True})
+
+
+@pytest.mark.slow
+def test_hostile_pairs_are_judged_without_a_false_positive() -> None:
+    command = [sys.executable, "-m", "benchmarks.grading_adversarial"]
+    command += ["--pairs", "240", "--timeout", "0.5"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "240 pairs in" in ran.stdout, ran.stderr
+    assert "FALSE POSITIVE" not in ran.stdout
+    assert "the pool is sound afterwards" in ran.stdout
+
+
+@pytest.mark.slow
+def test_mutated_traces_break_no_grader() -> None:
+    command = [sys.executable, "scripts/fuzz_grading.py", "--minutes", "0.33", "--seed", "1"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "0 findings" in ran.stdout
