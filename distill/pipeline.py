@@ -209,7 +209,9 @@ def _told(step: str, summary: dict[str, Any]) -> str:
         reasons = ", ".join(f"{name} {count:,}" for name, count in dropped.items())
         return f"{number('kept')} kept; dropped: {reasons or 'none'}"
     if step == "select":
-        return f"{number('selected')} examples of {number('problems')} problems"
+        held = summary.get("splits", {}).get("validation", {}).get("examples")
+        split = f", {held:,} of them for validation" if held else ""
+        return f"{number('selected')} examples of {number('problems')} problems{split}"
     if step == "train":
         return f"{number('updates')} updates, {number('tokens')} tokens"
     return f"{number('samples')} samples"
