@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -175,7 +176,7 @@ def test_a_question_that_is_too_short_is_told_by_its_message() -> None:
 def test_without_the_detector_the_notes_say_what_could_not_be_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    off = Language(detector="off")
+    off = Language(detector=yaml.safe_load("off"))
     assert "the detector is off" in off.notes[0]
     assert judge(QUESTIONS["en"], CHAINS["de"] * 3, off) is None
     assert judge(QUESTIONS["en"], CHAINS["zh"], off)
@@ -199,6 +200,8 @@ def test_wrong_parameters() -> None:
         Language(min_consistency=2)
     with pytest.raises(UsageError, match="allow = 'en'"):
         Language(allow="en")
+    with pytest.raises(UsageError, match=r"allow = \[False\]"):
+        Language(allow=yaml.safe_load("[no]"))
     with pytest.raises(UsageError, match="'Elvish'"):
         Language(allow=["Elvish"])
     with pytest.raises(UsageError, match="detector = 'yes'"):

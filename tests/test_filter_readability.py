@@ -196,6 +196,8 @@ def test_fences_and_formulas_that_never_close() -> None:
     assert judge("So\n```\nA / B").startswith("a code fence that never closes: '``` A / B'")
     assert judge("So $$x = 3$$ and $$y = 4.").startswith("a $$ that never closes: ")
     assert not judge("So $$x = 3$$ and $$y = 4.", balanced=False)
+    assert not judge("Since $x,$$y,$ and $z$ are positive")
+    assert not judge("So:$$x = 3$$.")
     assert not judge("It costs $5 and \\$$3$, so $x$.")
 
 

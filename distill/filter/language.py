@@ -43,8 +43,13 @@ class Language:
             raise UsageError(
                 f"filter 'language': min_consistency = {min_consistency}", "it lies in [0, 1]"
             )
-        if isinstance(allow, str):
-            raise UsageError(f"filter 'language': allow = {allow!r}", "it is a list: [en]")
+        if isinstance(allow, str) or not all(isinstance(name, str) for name in allow):
+            raise UsageError(
+                f"filter 'language': allow = {allow!r}",
+                "it is a list of codes or names, as in [en, French]; YAML reads a bare no as false",
+            )
+        if detector is False:  # how YAML reads `off`
+            detector = "off"
         if detector not in ("auto", "off", "required"):
             raise UsageError(
                 f"filter 'language': detector = {detector!r}", "it is auto, off or required"

@@ -224,13 +224,15 @@ def _unbalanced(text: str, problem: Problem) -> str | None:
     if text.count("```") % 2:
         at = text.rfind("```")
         return f"a code fence that never closes: {_quote(text[at : at + 60])}"
-    if "$$" in text and len(_DISPLAY.findall(text)) % 2:
+    if "$$" in text and len(_DISPLAY.findall(text)) % 2 and not _ADJACENT.search(text):
         at = text.rfind("$$")
         return f"a $$ that never closes: {_quote(text[max(0, at - 30) : at + 60])}"
     return None
 
 
 _DISPLAY = re.compile(r"(?<![\\$])\$\$(?!\$)")
+_ADJACENT = re.compile(r"[^\s\\$]\$\$[^\s$.,;:]")
+"""`$x,$$y,$`: two formulas side by side, or a display in the midst of a line: who can tell."""
 
 
 def _around(text: str, start: int, end: int) -> str:
