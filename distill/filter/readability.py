@@ -172,8 +172,8 @@ def _misread() -> str:
     return re.escape("".join(sorted(found)))
 
 
-# ftfy's `is_bad` was tried: a few MB/s, and it objects to Å³. These sequences hardly occur otherwise;
-# French "é »" and Â², the square of an A with a hat, do and are left out.
+# ftfy's `is_bad` was tried: a few MB/s, and it objects to Å³. These sequences hardly occur
+# otherwise; French "é »" and Â², the square of an A with a hat, do and are left out.
 _AGAIN = _misread()
 _MOJIBAKE = re.compile(
     f"Ã[{_AGAIN}]"
