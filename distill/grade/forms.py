@@ -35,6 +35,7 @@ from distill.grade.forms_shapes import (
     renamed,
 )
 from distill.grade.forms_spans import brackets_differ, spans_differ
+from distill.grade.forms_tokens import MAX_CHARS
 
 _NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six"),
@@ -45,6 +46,13 @@ _COUNTING = frozenset((*_NUMBERS, "half", "third", "quarter", "pi", "twice", "hu
 
 def settle(gold: str, answer: str) -> bool | None:
     """True: surely equal. False: surely different. None: not settled here. Never raises."""
+    if len(gold) > MAX_CHARS or len(answer) > MAX_CHARS:
+        return None
+    return _settle(gold, answer)
+
+
+@lru_cache(maxsize=8192)
+def _settle(gold: str, answer: str) -> bool | None:
     ours, theirs = _readings(gold), _readings(answer)
     if ours is None or theirs is None:
         return None
