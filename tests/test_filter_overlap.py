@@ -13,10 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import DataError
+from distill.errors import DataError, UsageError
 from distill.filter.overlap import Overlap
-from distill.filter.questions import tokens, words
-from distill.records import Problem
+from distill.filter.passages import Asked
+from distill.filter.questions import parse, tokens, words
+from distill.filter.rewordings import Rewordings, dissect
+from distill.filter.run import filter_traces
+from distill.records import Problem, Trace, write_jsonl
+from distill.schema import PartSpec
 
 LONG = (
     "Janet has $\\frac{3}{4}$ of a cake and eats 1,200 grams of it on every one of the "
@@ -149,7 +153,7 @@ def test_a_few_copies_of_one_question_are_no_template() -> None:
 def test_stock_phrases_count_only_where_they_are_most_of_a_question() -> None:
     phrase = "where m and n are relatively prime positive integers find the sum of m and n"
     train = [f"{' '.join(f'w{i}x{j}' for j in range(30))} is m over n {phrase}" for i in range(40)]
-    others = [f"Is the number {i} a prime or not, and why so?" for i in range(3000)]
+    others = [f"Is the number {i} a prime or not, and why so?" for i in range(500)]
     long = "A bag holds nine red and seven blue marbles and a child who cannot see draws two; "
     exam = [f"{long * 2} the chance that both are red is m over n {phrase}"]
     found, overlap = overlaps([*train, *others], exam, template_share=1)
@@ -225,6 +229,193 @@ def test_tokens_of_any_text(text: str) -> None:
     assert tokens(" ".join(words(text))) == words(text) or not text.isascii() or "\\" in text
 
 
+CAKE = (
+    "Mary bakes 12 cakes with 35 grams of sugar each. She sells 7 of them for $4 a piece and gives "
+    "the others to her two neighbours. How much sugar was in the cakes that she sold?"
+)
+LINES = (
+    "The set of points $(x,y,z)$ with \\[5x = 7y = -z\\] is a line, and that with "
+    "\\[11x = -y = -4z\\] is another. Find the angle between these lines, in degrees."
+)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "Mary has baked twelve cakes, each with 35 grams of sugar. Her 2 neighbours are given what "
+        "is left after she sold seven at $4 each. What amount of sugar did the sold cakes have?",
+        "Mary bakes 12 caks with 35 grams of suger each. She sells 7 of thm for $4 a peice and "
+        "gives tho others to hir two neigbours. How mutch sugar was in tho cakes that sho sold?",
+        "Of the 12 cakes, which Mary bakes with 35 grams of sugar each, her two neighbours get "
+        "those that she does not sell; she sells 7, for $4 a piece. How much sugar was in these?",
+        "１２ cakes，each with ３５ grams of sugar，are baked by Mary． ７ of them she sells "
+        "for ＄４ a piece, and the others her two neighbours get． How much sugar did she sell？",
+    ],
+)
+def test_rewordings_with_the_same_numbers_are_found(copy: str) -> None:
+    found, overlap = overlaps([copy], [CAKE])
+    assert found == [copy]
+    (hit,) = overlap.hits.values()
+    assert hit.rule == "rewording"
+    assert hit.score >= 0.6
+    assert "% alike with the same numbers (" in hit.reason
+    assert "sugar" in hit.matched or "suger" in hit.matched
+    assert overlaps([copy], [CAKE], alike=None)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("train", "exam"),
+    [
+        # Another number; another order of the numbers in the same words; two of a kind.
+        (
+            "Mary has baked twelve cakes, each with 36 grams of sugar. Her 2 neighbours are given "
+            "what is left after she sold seven at $4 each. How much sugar did the sold ones have?",
+            CAKE,
+        ),
+        (
+            "Ann has 12 boxes with 35 pens each. She loses 7 pens. How many has she?",
+            "Ann has 35 boxes with 7 pens each. She loses 12 pens. How many has she?",
+        ),
+        (
+            "Kim has 12 boxes with 7 pens each and buys 4. How many pens are there now?",
+            "Ann has 12 boxes with 4 pens each and buys 7. How many pens are there now?",
+        ),
+        (
+            "Write a function to convert the decimal number to its binary form.",
+            "Write a function to convert the binary number to its decimal form.",
+        ),
+        (
+            "The parabola $y^2 = 8x$ and the circle $x^2 + y^2 - 2x - 4y = 0$ intersect at two "
+            "points $A$ and $B.$ Find the distance $AB.$",
+            "The circle $x^2 + y^2 = 2$ and the parabola $y^2 = 8x$ have two common tangents, "
+            "forming 4 points of tangency. Find the area of the quadrilateral that these form.",
+        ),
+        (
+            "Drew is 5 years older than Maya. Peter is 4 years older than Drew. John is 30 and is "
+            "twice as old as Maya. In 2 years, Jacob will be half of Peter's age. How old is he?",
+            "Jean is two years older than Mark. Two years ago Mark was 5 years older than half "
+            "Jan's age. If Jan is 30 how old is Jean?",
+        ),
+    ],
+)
+def test_relatives_that_are_no_rewordings(train: str, exam: str) -> None:
+    assert overlaps([train], [exam])[0] == []
+
+
+@pytest.mark.parametrize(
+    ("copy", "same"),
+    [
+        ("Simplify $(u+3)(u-5)$.", True),
+        ("Please simplify (x + 3)(x - 5)", True),
+        ("Simplify $(x-3)(x+5)$.", False),
+        ("Simplify $(x+5)(x-3)$.", False),
+        ("Simplify $(x+3)(y-5)$.", False),
+    ],
+)
+def test_short_questions_with_other_names_or_words(copy: str, same: bool) -> None:
+    assert bool(overlaps([copy], ["Simplify $(x+3)(x-5)$."])[0]) is same
+
+
+def test_a_translation_with_long_formulas_is_found() -> None:
+    copy = (
+        "满足 \\[5x = 7y = -z\\] 的点 $(x,y,z)$ 的集合是一条直线。满足 \\[11x = -y = -4z\\] "
+        "的点的集合是另一条直线。求这两条直线之间的夹角。"
+    )
+    found, overlap = overlaps([copy], [LINES])
+    assert found == [copy]
+    assert next(iter(overlap.hits.values())).rule == "formulas"
+    assert overlaps([copy.replace("11x", "13x")], [LINES])[0] == []
+
+
+def test_siblings_may_stay() -> None:
+    sibling = LONG.replace("1,200", "1,300").replace("seven days", "nine days")
+    part = LONG.split(";")[0]
+    assert overlaps([sibling, part], [LONG])[0] == [sibling, part]
+    found, overlap = overlaps([sibling, part, LONG], [LONG], siblings="keep")
+    assert found == [part, LONG]
+    assert "1 problems share a passage" in overlap.notes[0]
+
+
+def test_what_is_shared_is_shown(tmp_path: Path) -> None:
+    copy = "As ever, " + LONG[:140]
+    gone = gym("chain_sum", "1 + 2 =")
+    _, overlap = overlaps([copy, gone, "What is this?", CAKE], [LONG, gone])
+    overlap.write(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "overlaps.jsonl").open(encoding="utf-8")]
+    assert [row["rule"] for row in rows] == ["instance", "passage"]
+    row = rows[1]
+    assert row["train_text"] == copy
+    assert row["eval_text"] == LONG
+    assert row["eval_problem_id"] == ask(LONG, "exam").id
+    assert row["task"] == "exam"
+    assert row["source"] == "train"
+    assert len(row["matched"].split()) > 20
+    assert row["matched"] in " ".join(words(copy))
+    assert 0.5 < row["score"] <= 1
+    quote = overlap.hits[row["problem_id"]].reason.split("'")[1]
+    assert len(quote) <= 60
+    assert row["matched"].startswith(quote[:-1])
+
+
+def test_the_step_writes_the_overlaps_of_imported_traces(tmp_path: Path) -> None:
+    """Traces of others come with a statement; the prompt around it is not compared."""
+    framed = Problem(
+        messages=({"role": "user", "content": f"Return a number. {CAKE} Think first."},),
+        statement=CAKE,
+        source="published",
+    )
+    others = [ask(f"Is {i} a prime number?", "published") for i in range(3)]
+    write_jsonl(tmp_path / "problems.jsonl", [framed, *others])
+    traces = [Trace(problem_id=p.id, index=0, text="<think>a</think>b") for p in [framed, *others]]
+    write_jsonl(tmp_path / "traces.jsonl", traces)
+    grades = [
+        {"problem_id": t.problem_id, "index": 0, "outcome": "correct", "score": 1.0} for t in traces
+    ]
+    write_jsonl(tmp_path / "grades.jsonl", grades)
+    (tmp_path / "eval").mkdir()
+    write_jsonl(tmp_path / "eval" / "heldout.jsonl", [ask(CAKE.replace("Mary", "Noor"))])
+    write_jsonl(tmp_path / "eval" / "exam.jsonl", [ask("Is 2 a prime number?")])
+    out = tmp_path / "out"
+    names = ("problems", "traces", "grades")
+    filter_traces(
+        [PartSpec(name="overlap")],
+        *(tmp_path / f"{name}.jsonl" for name in names),
+        sorted((tmp_path / "eval").iterdir()),
+        out,
+        folder=tmp_path,
+    )
+    verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").open(encoding="utf-8")]
+    assert [v["kept"] for v in verdicts] == [False, True, True, False]
+    rows = [json.loads(line) for line in (out / "overlaps.jsonl").open(encoding="utf-8")]
+    assert {(row["task"], row["rule"]) for row in rows} == {
+        ("heldout", "passage"),
+        ("exam", "equal"),
+    }
+
+
+def test_parameters_that_make_no_sense() -> None:
+    for params in ({"n": 1}, {"alike": 0.1}, {"siblings": "ignore"}, {"cover": 0}):
+        with pytest.raises(UsageError, match="overlap"):
+            Overlap(**params)  # type: ignore[arg-type]
+
+
+@given(st.text(), st.text())
+def test_any_texts(one: str, other: str) -> None:
+    _, overlap = overlaps([one, other], [other])
+    assert ask(other).id in overlap.hits
+
+
+@given(st.lists(st.sampled_from([*"abxyz+-=(),.", "12", "7", "cake", "sold", " "]), max_size=40))
+def test_a_question_is_like_itself(parts: list[str]) -> None:
+    text = " ".join(parts)
+    rewordings = Rewordings(0.6, 10)
+    rewordings.add(Asked("exam", "1", text))
+    rewordings.count(parse(text))
+    rewordings.settle()
+    hit = rewordings.find(parse(text))
+    assert hit is not None or not dissect(parse(text)).features
+
+
 def load(shared: Path, name: str) -> list[Problem]:
     path = shared / "problems" / f"{name}.jsonl"
     return [ask(json.loads(line)["problem"], name) for line in path.open(encoding="utf-8")]
@@ -234,14 +425,27 @@ def load(shared: Path, name: str) -> list[Problem]:
 def test_real_benchmarks(shared: Path) -> None:
     """MATH's train and test parts share problems up to numbers; GSM8K's hardly any."""
     exam = {name: load(shared, name) for name in ("math500", "aime24", "amc23", "gsm8k_test")}
-    shares = {}
-    for name in ("math_train_2k", "gsm8k_train_2k"):
+    for name, least, most in (("math_train_2k", 0.01, 0.05), ("gsm8k_train_2k", 0, 0.005)):
         train = [*load(shared, name), *exam["aime24"]]
-        overlap = Overlap()
-        overlap.begin({p.id: p for p in train if p.source == name}, exam)
-        shares[name] = len(overlap.hits) / 2000
         overlap = Overlap(max_share=None)
         overlap.begin({p.id: p for p in train}, exam)
+        hits = {key for key, (source, _) in overlap.texts.items() if source == name}
+        assert least < len(hits) / 2000 < most
         assert {p.id for p in exam["aime24"]} <= set(overlap.hits)
-    assert 0.01 < shares["math_train_2k"] < 0.05
-    assert shares["gsm8k_train_2k"] < 0.005
+        # None of them is a rewording: whoever has the same numbers there is another problem.
+        assert {overlap.hits[key].rule for key in hits} <= {"passage", "equal", "stock phrases"}
+
+
+@pytest.mark.slow
+def test_rewordings_of_real_problems(shared: Path) -> None:
+    exam = {name: load(shared, name) for name in ("math500", "amc23", "gsm8k_test")}
+    path = Path(__file__).parents[1] / "benchmarks" / "rewordings.jsonl"
+    rows = [json.loads(line) for line in path.open(encoding="utf-8")]
+    found, _ = overlaps([row["text"] for row in rows], [p for ps in exam.values() for p in ps])
+    by_kind = {
+        kind: [row["text"] in found for row in rows if row["kind"] == kind]
+        for kind in ("reworded", "reworded later", "translated")
+    }
+    assert sum(by_kind["reworded"]) >= 31
+    assert sum(by_kind["reworded later"]) >= 12
+    assert sum(by_kind["translated"]) >= 4
