@@ -226,8 +226,9 @@ def test_every_filter_is_documented() -> None:
 
 def test_the_filters_of_the_documentation_work(corpus: Corpus, tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "filters.md").read_text(encoding="utf-8")
-    blocks = [block.partition("\n```\n")[0] for block in page.split("```python\n")[1:]]
+    convert, *blocks = [block.partition("\n```\n")[0] for block in page.split("```python\n")[1:]]
     assert len(blocks) == 2
+    exec(convert, {})
     (tmp_path / "mine.py").write_text("\n\n".join(blocks), encoding="utf-8")
     problem = ask("q")
     for text in ("a", "b", "c", "```x```", "```x``````"):

@@ -106,6 +106,8 @@ def test_another_grader_or_filter_buys_no_trace_again(tmp_path: Path) -> None:
     for change in (
         {"grading__graders": ["exact"]},
         {"filters": ["correct"]},
+        {"filters": ["correct", {"length": {"max_tokens": 30}}]},
+        {"filters": ["correct", {"length": {"max_tokens": 25}}]},
         {"select__per_problem": 2},
         {"grading__timeout_s": 9},
     ):
