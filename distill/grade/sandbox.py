@@ -7,7 +7,7 @@ the sandbox is: bubblewrap, a container, or a service over HTTP.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import contextlib
 import functools
 import json
@@ -147,10 +147,10 @@ def script(*, compiled: bool = False) -> str:
     texts = {f"distill.grade.{name}": (folder / f"{name}.py").read_text("utf-8") for name in INSIDE}
     if compiled:
         codes = [compile(text, name, "exec", optimize=2) for name, text in texts.items()]
-        packed = base64.b85encode(zlib.compress(marshal.dumps(codes))).decode()
+        packed = binascii.b2a_base64(zlib.compress(marshal.dumps(codes)), newline=False).decode()
         load = (
-            "import base64, marshal, zlib\n"
-            f"codes = marshal.loads(zlib.decompress(base64.b85decode({packed!r})))\n"
+            "import binascii, marshal, zlib\n"
+            f"codes = marshal.loads(zlib.decompress(binascii.a2b_base64({packed!r})))\n"
         )
     else:
         load = (
