@@ -68,7 +68,7 @@ class Job:
         config = problems_identity(recipe.problems, self.folder) | golds.reads(recipe.grading)
         work = partial(make_problems, recipe.problems, folder=self.folder)
         step = Step("problems", config, version=VERSIONS["problems"])
-        return self._do(step, golds.noted(work, recipe.grading))
+        return self._do(step, golds.noted(work, recipe.grading, self.folder))
 
     def published(self) -> Done:
         """Published traces, and the problems they answer."""
@@ -99,7 +99,7 @@ class Job:
         }
         work = partial(import_traces, spec, asked, folder=self.folder)
         step = Step("import", config, version=VERSIONS["import"])
-        return self._do(step, golds.noted(work, self.recipe.grading))
+        return self._do(step, golds.noted(work, self.recipe.grading, self.folder))
 
     # -- from problems to a data set -----------------------------------------------------------
 

@@ -63,7 +63,9 @@ def test_rows_come_back_in_order_with_their_grades(
     assert "not JSON" in rows[10]["detail"]
     assert "11 rows in" in told.err
     assert "5 rows could not be used; first: row 6: 'response' is missing" in told.err
-    assert re.search(r"^correct +2 +1 +1 +0 +18.2%$", told.err, re.MULTILINE)
+    assert re.search(r"^ +correct +wrong +truncated +error +ungraded$", told.err, re.MULTILINE)
+    assert re.search(r"^all +2 +1 +1 +6 +1\n +18.2%", told.err, re.MULTILINE)
+    assert re.search(r"^b +0 +1 +0 +0 +0$", told.err, re.MULTILINE)
 
 
 def test_a_file_for_the_rows_and_a_summary(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from distill import Recipe
-from distill.grade.golds import check_golds, kind_of, reads
+from distill.errors import UsageError
+from distill.grade.golds import check_golds, check_ready, kind_of, reads
 from distill.job import Job
 from distill.records import Problem
 from distill.schema import Grading
@@ -101,6 +102,25 @@ def test_the_notes_stand_in_the_summary_of_the_problems_step(
     exact = done(graders=["exact"])
     assert exact.folder != first.folder
     assert json.loads((exact.folder / "summary.json").read_text())["notes"] == []
+
+
+def test_what_a_grader_lacks_for_its_problems_is_found_first(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from distill.errors import UsageError\n"
+        "from distill.grade.base import StagedGrader\n"
+        "class Picky(StagedGrader):\n"
+        "    version = '1'\n"
+        "    def ready(self, problems):\n"
+        "        if problems:\n"
+        "            raise UsageError(f'cannot judge {len(problems)} problems')\n"
+    )
+    asked = [*problems(["1"] * 3, "a"), *problems(["1"] * 2, "b"), *problems(["1"], grader="exact")]
+    mine = ["./mine.py:Picky"]
+    with pytest.raises(UsageError, match="cannot judge 5 problems"):
+        check_ready(asked, grading(graders=mine), tmp_path)
+    with pytest.raises(UsageError, match="cannot judge 2 problems"):
+        check_ready(asked, grading(by_source={"b": mine}), tmp_path)
+    check_ready(asked, grading(by_source={"c": mine}), tmp_path)
 
 
 def test_the_default_graders_leave_identities_as_they_were() -> None:

@@ -243,17 +243,18 @@ class _Counts:
 def _table(summary: Mapping[str, Any]) -> list[str]:
     """Outcomes with their shares, by source where there are several; then what went wrong."""
     total = summary["rows"] or 1
-    columns = {"all": summary["outcomes"]}
+    columns = [outcome for outcome, count in summary["outcomes"].items() if count]
+    counts = {"all": summary["outcomes"]}
     if len(summary["by_source"]) > 1:
-        columns |= {source or "(none)": c for source, c in summary["by_source"].items()}
-    width = max(9, *(len(name) for name in columns)) + 2
-    lines = []
-    if len(columns) > 1:
-        lines.append(" " * 10 + "".join(f"{name:>{width}}" for name in columns) + "  share")
-    for outcome, count in summary["outcomes"].items():
-        if count:
-            cells = "".join(f"{counts[outcome]:>{width},}" for counts in columns.values())
-            lines.append(f"{outcome:<10}{cells} {count / total:>6.1%}")
+        counts |= {source[:40] or "(none)": c for source, c in summary["by_source"].items()}
+    width = max(len(name) for name in counts) + 2
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        return f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells)
+
+    lines = [line("", columns)]
+    lines += [line(name, (f"{c[column]:,}" for column in columns)) for name, c in counts.items()]
+    lines.insert(2, line("", (f"{summary['outcomes'][column] / total:.1%}" for column in columns)))
     rate = summary["rows"] / max(summary["seconds"], 1e-9)
     lines.append(f"{summary['rows']:,} rows in {summary['seconds']:.1f} s ({rate:,.0f} rows/s)")
     if summary["unusable"]:

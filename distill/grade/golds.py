@@ -1,8 +1,9 @@
-"""Which reference answers cannot be read as mathematics: found out before anything is sampled.
+"""What graders will not be able to judge, found out before anything is sampled.
 
-A trace can match such an answer only letter by letter. The exact reader settles nearly all of them
-in microseconds; of those it leaves open a sample of each source is read by sympy, in workers with a
-deadline. Only answers that a `math` grader will judge are looked at.
+A grader that lacks a package for these problems is refused. Reference answers that cannot be read
+as mathematics are counted and named, because a trace can match them only letter by letter: the
+exact reader settles nearly all in microseconds; of those that it leaves open a sample of each
+source is read by sympy, in workers with a deadline. Only answers that `math` will judge are read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from distill.errors import UsageError
 from distill.grade.auto import Auto
 from distill.grade.base import StagedGrader
 from distill.grade.extract import last_boxed
-from distill.grade.parts import JUDGE, OWN, GraderSpec, build, own_specs
+from distill.grade.parts import (
+    JUDGE,
+    OWN,
+    GraderSpec,
+    build,
+    own_specs,
+    rules_specs,
+    source_specs,
+)
 from distill.grade.pool import GraderPool
 from distill.records import Grade, Problem, read_records
 from distill.schema import Grading, PartSpec
@@ -69,14 +78,38 @@ class _Source:
     example: str = ""
 
 
-def noted(work: Callable[..., object], grading: Grading) -> Callable[[Path], None]:
-    """A step's work, `work(out=folder)`, that writes problems; then a look at their answers."""
+def noted(work: Callable[..., object], grading: Grading, folder: Path) -> Callable[[Path], None]:
+    """A step's work, `work(out=...)`, that writes problems; then a look at what will judge them.
+
+    `folder` is where the paths of a user's graders start.
+    """
 
     def both(out: Path) -> None:
         work(out=out)
+        check_ready(list(read_records(Problem, out / "problems.jsonl")), grading, folder)
         note_golds(out, grading)
 
     return both
+
+
+def check_ready(problems: Sequence[Problem], grading: Grading, folder: Path) -> None:
+    """Raise UsageError where a grader lacks what the problems that it will judge need.
+
+    Asks the `ready(problems)` of graders that have one.
+    """
+    lists = {None: rules_specs(grading, folder), **source_specs(grading, folder)}
+    for source, specs in lists.items():
+        for spec in specs:
+            ready = getattr(build(spec), "ready", None)
+            if ready is not None:
+                ready([p for p in problems if _graded_as(p, grading) == source])
+
+
+def _graded_as(problem: Problem, grading: Grading) -> str | None:
+    """The source whose graders judge a problem; None: those of all, "": its own."""
+    if problem.metadata.get(OWN):
+        return ""
+    return problem.source if problem.source in grading.by_source else None
 
 
 def note_golds(folder: Path, grading: Grading) -> None:
