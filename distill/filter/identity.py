@@ -42,6 +42,8 @@ def _names(names: Sequence[str]) -> str:
 
 _SAYS_WHO = (
     rf"\b{_I} (?:called |named |actually |really |just )?{_names(MODELS)}(?![\w’'])",
+    rf"\bI(?: am|['’]m) based on (?:the )?{_names(MODELS)}",
+    rf"该助手为{_names(MODELS)}",
     rf"\b[Aa]s {_names(MODELS)}, I\b",
     rf"\b(?:I (?:am|was|have been)|I['’]m|me|[Aa]s an?) (?:[^.\n]{{0,60}} )?(?:{_MADE}) "
     rf"(?:and \w+ )?(?:exclusively )?by (?:the )?(?:team at |Chinese company )?"
@@ -84,16 +86,18 @@ _REFUSES = (
     rf"(?i:\bas {_KINDS},? (?:[^.\n]{{0,40}}?, ?)?I ?(?:{_CANNOT}|do(?:n['’]t| not) have))",
     rf"(?i:\bI {_CANNOT} (?:help|assist)(?: you)? with (?:that|this|your)\b)",
     rf"(?i:\bI {_CANNOT} (?:fulfil+|comply with|satisfy) (?:that|this|your|the) request)",
+    r"(?i:\bthat['’]s not something I can (?:help|assist) with\b)",
     r"(?i:\bI must (?:respectfully |politely )?decline to\b)",
     r"(?i:\b(?:against|violates?) my (?:ethical |content |safety |usage )?"
     r"(?:guidelines|programming|polic(?:y|ies)))",
     # What two chat services answer instead of their model.
     r"(?i:\bbeyond my current scope\b)",
     r"(?i:\bthe server is busy\. please try again)",
-    r"(?:抱歉|对不起|不好意思|遗憾)[，,。！ ]{0,2}(?:但是?)?(?:作为[^，。\n]{0,16}，?)?我?(?:暂时)?"
-    r"(?:无法|不能|没法|没有办法|不会)(?:为[您你])?"
-    r"(?:回答|提供|帮助|协助|满足|继续|完成|处理|生成|讨论|给出相关)",
-    r"我(?:暂时|目前)?(?:无法|不能)(?:满足|协助|帮助)(?:[您你]的?|该|这个|此)",
+    r"(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)[，,。！ ]{0,2}(?:但是?)?(?:作[为為][^，。\n]{0,16}，?)?"
+    r"我?(?:暂时|暫時)?(?:无法|無法|不能|没法|沒法|没有办法|不会)(?:[为為][您你])?"
+    r"(?:回答|提供|[帮幫]助|[协協]助|[满滿]足|[继繼][续續]|完成|[处處]理|生成|[讨討][论論]|给出相关)",
+    r"我(?:暂时|目前|暫時)?(?:无法|無法|不能)(?:[满滿]足|[协協]助|[帮幫]助)"
+    r"(?:[您你]的?|[该該]|[这這][个個]?|此)",
     r"这个问题我(?:暂时)?(?:无法|不能)回答|换个话题再聊|服务器繁忙，请稍后",
     r"(?i:désolée?,? (?:mais )?je ne (?:peux|suis) pas )",
     r"(?i:tut mir leid,? (?:aber )?(?:ich kann|dabei kann ich|das kann ich)[^.\n]{0,40} nicht)",
@@ -114,7 +118,7 @@ _ANY_NAME = re.compile(
 _ANY_KIND = ("language model", "assistant", "chatbot", "modelo de lengua", "modelo de linguagem",
              "modèle de langage", "prachmodell", "ntelig", "ntellig")  # fmt: skip
 _ANY_REFUSAL = (
-    "orry", "pologi", "ssist", "help with ", "request", "decline to", "guideline", "programming",
+    "orry", "pologi", "ssist", "help with", "request", "decline to", "guideline", "programming",
     "polic", "current scope", "server is busy", "AI", "language model", "ut mir leid", "o siento",
     "ésolé", "ão posso",
 )  # fmt: skip
