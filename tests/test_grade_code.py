@@ -18,7 +18,7 @@ from distill.errors import UsageError
 from distill.grade import sandbox_wire as wire
 from distill.grade.base import Check
 from distill.grade.code import Code
-from distill.grade.code_tests import same_output, same_value, soften
+from distill.grade.code_tests import read_tests, same_output, same_value, soften
 from distill.grade.one import grade_code
 from distill.grade.program import blocks, completed, find_program
 from distill.grade.service import Judge
@@ -382,6 +382,20 @@ JSON = st.recursive(
 def test_whatever_a_program_sends_is_data_or_refused(data: Any) -> None:
     with contextlib.suppress(wire.Closed):
         wire.decode(data, lambda handle: "an object")
+
+
+TESTS = st.dictionaries(
+    st.sampled_from(["kind", "test", "asserts", "inputs", "outputs", "fn_name", "cases", "setup"]),
+    JSON | st.sampled_from(["stdio", "functional", "humaneval", "asserts", "cases", "x = 1"]),
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TESTS | JSON | st.text())
+def test_any_tests_are_read_or_refused(value: Any) -> None:
+    with contextlib.suppress(ValueError):
+        assert read_tests(value).count
 
 
 def test_softened_tests_say_the_same() -> None:

@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "humaneval": {"prompt": "prompt", "test": "test", "entry_point": "entry_point"},
-    "mbpp": {"asserts": "test_list", "setup": "test_setup_code"},
+    "mbpp": {"asserts": "test_list", "setup": "test_setup_code", "imports": "test_imports"},
     "livecodebench": {
         "public": "public_test_cases",
         "private": "private_test_cases",
@@ -38,7 +38,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """For each preset: what it reads -> the column's name in the published data set."""
 
-MAY_LACK = ("setup", "private", "metadata", "starter")
+MAY_LACK = ("setup", "imports", "private", "metadata", "starter")
 
 
 def tests_of(spec: CodeTests | str, row: Row) -> tuple[Any, str]:
@@ -51,7 +51,12 @@ def tests_of(spec: CodeTests | str, row: Row) -> tuple[Any, str]:
         held, added = column(row, spec), ""
         held = json.loads(held) if isinstance(held, str) and held.strip()[:1] == "{" else held
     else:
-        held, added = _PRESETS[spec.kind](_cells(spec, row), spec.most)
+        cells = _cells(spec, row)
+        try:
+            held, added = _PRESETS[spec.kind](cells, spec.most)
+        except (KeyError, TypeError, AttributeError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ValueError(f"tests that are not as in {spec.kind}: {told}") from None
     read_tests(held)
     return held, added
 
@@ -75,9 +80,10 @@ def _humaneval(cells: Row, most: int | None) -> tuple[Any, str]:
 
 def _mbpp(cells: Row, most: int | None) -> tuple[Any, str]:
     asserts = list(cells["asserts"])[:most]
-    held = {"kind": "asserts", "asserts": asserts}
-    if cells["setup"]:
-        held["setup"] = cells["setup"]
+    held: dict[str, Any] = {"kind": "asserts", "asserts": asserts}
+    before = [*(cells["imports"] or ()), *([cells["setup"]] if cells["setup"] else ())]
+    if before:
+        held["setup"] = "\n".join(before)
     shown = "\n".join(str(a) for a in asserts[:3])
     return held, f"\n\nYour code should pass these tests:\n\n{shown}"
 

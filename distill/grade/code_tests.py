@@ -60,6 +60,8 @@ def read_tests(value: Any) -> Tests:
                 return read_tests(json.loads(text))
             except json.JSONDecodeError:
                 pass
+            except RecursionError:
+                raise ValueError("they are nested too deeply") from None
         value = {"kind": "humaneval", "test": value}
     if isinstance(value, list | tuple):
         if value and all(isinstance(v, Mapping) for v in value):
@@ -68,7 +70,10 @@ def read_tests(value: Any) -> Tests:
             value = {"kind": "asserts", "asserts": value}
     if not isinstance(value, Mapping):
         raise ValueError(f"tests are a {type(value).__name__}, expected an object")
-    made = _READERS[_kind(value)](value)
+    try:
+        made = _READERS[_kind(value)](value)
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"they cannot be read: {type(error).__name__}: {error}") from None
     if not made.count:
         raise ValueError("there are no tests")
     return made
@@ -254,7 +259,7 @@ def soften(source: str) -> str:
     """
     try:
         return ast.unparse(Soften().visit(ast.parse(source)))
-    except (SyntaxError, RecursionError) as error:
+    except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"test code does not parse: {error}") from None
 
 
