@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import islice
 from typing import Any
 
@@ -18,6 +20,7 @@ from distill.mix import balance_of, notes_of, quotas
 from distill.schema import Selection
 
 SHINGLE = 3
+SKETCH = 1024
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word, or one character of a script that is written without spaces."""
 
@@ -98,9 +101,9 @@ def choose(
         why = f"not among the {config.max_examples:,} examples (max_examples)"
         choice.drop(choice.chosen[config.max_examples :], "max_examples", why)
         del choice.chosen[config.max_examples :]
-    taken = Counter(_group(c, config) for c in choice.chosen)
+    selected = Counter(_group(c, config) for c in choice.chosen)
     for name, row in choice.shares.items():
-        row["selected"] = taken[name]
+        row["selected"] = selected[name]
     return choice
 
 
@@ -111,6 +114,8 @@ def best_of(
     if len(group) <= 1:
         return list(group)
     if config.by == "different":
+        if texts is None:
+            raise ValueError("by: different compares texts, and there is nothing to read them with")
         return most_different(group, config.per_problem, texts)
     order: Callable[[Candidate], Any] = {
         "shortest": lambda c: (c.tokens, c.index),
@@ -121,15 +126,15 @@ def best_of(
     return sorted(group, key=order)[: config.per_problem]
 
 
-def most_different(group: Sequence[Candidate], number: int, texts: Texts | None) -> list[Candidate]:
+def most_different(group: Sequence[Candidate], number: int, texts: Texts) -> list[Candidate]:
     """The shortest, then always the one that is least like its nearest among those taken.
 
-    Greedy max-min (Gonzalez 1985) over the Jaccard distance of the texts' word shingles; exact
-    sets and not MinHash, because only the texts of one problem are in memory at a time.
+    Greedy max-min (Gonzalez 1985) over the Jaccard distance of the texts' word shingles. Only the
+    sketches of one problem's texts are in memory at a time.
     """
     order = sorted(group, key=lambda c: (c.tokens, c.index))
-    if len(order) <= number or texts is None:
-        return order[:number]
+    if len(order) <= number:
+        return order
     sets = [shingles(texts(candidate)) for candidate in order]
     taken = [0]
     nearest = [distance(sets[0], other) for other in sets]
@@ -141,19 +146,27 @@ def most_different(group: Sequence[Candidate], number: int, texts: Texts | None)
     return [order[i] for i in taken]
 
 
-def shingles(text: str) -> set[tuple[str, ...]]:
-    """All runs of three words, in lower case; of a shorter text the words it has."""
+def shingles(text: str) -> set[int]:
+    """The SKETCH smallest hashes of all runs of three words, in lower case; all of a short text.
+
+    Of a text of fewer words, the one run that there is.
+    """
     words = _WORD.findall(text.lower())
-    if len(words) < SHINGLE:
-        return {tuple(words)} if words else set()
-    return set(zip(*(islice(words, i, None) for i in range(SHINGLE)), strict=False))
+    runs = zip(*(islice(words, i, None) for i in range(SHINGLE)), strict=False)
+    found = {zlib.crc32(" ".join(run).encode("utf-8", "replace")) for run in runs}
+    if words and not found:
+        found = {zlib.crc32(" ".join(words).encode("utf-8", "replace"))}
+    return set(nsmallest(SKETCH, found)) if len(found) > SKETCH else found
 
 
-def distance(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
-    """Jaccard distance in [0, 1]; 0 between two empty sets."""
-    common = len(one & other)
-    union = len(one) + len(other) - common
-    return 1 - common / union if union else 0.0
+def distance(one: set[int], other: set[int]) -> float:
+    """Jaccard distance in [0, 1] of two sketches (bottom-k; Broder 1997); 0 between empty ones.
+
+    Exact where both texts together have at most SKETCH different runs, else an estimate.
+    """
+    union = one | other
+    seen = nsmallest(SKETCH, union) if len(union) > SKETCH else union
+    return 1 - sum(x in one and x in other for x in seen) / len(seen) if seen else 0.0
 
 
 def draw(seed: int, *what: object) -> bytes:

@@ -226,7 +226,19 @@ def test_distance_is_jaccard_over_shingles_also_without_spaces() -> None:
     assert distance(shingles("a b c d"), shingles("b c d e")) == pytest.approx(2 / 3)
     assert distance(shingles(""), shingles("!")) == 0
     assert len(shingles("设圆的半径")) == 3
-    assert shingles("one two") == {("one", "two")}
+    assert len(shingles("one two")) == 1
+    with pytest.raises(ValueError, match="compares texts"):
+        choose([candidate("p", i) for i in range(3)], Selection(by="different"), 0)
+
+
+def test_distance_of_long_texts_is_estimated_closely_from_a_fixed_number_of_hashes() -> None:
+    words = [f"w{i}" for i in range(9000)]
+    for shared in (0, 3000, 6000):
+        one, other = words[:6000], words[6000 - shared : 12000 - shared]
+        exact = 1 - shared / (len(one) + len(other) - shared)
+        sketches = [shingles(" ".join(text)) for text in (one, other)]
+        assert max(map(len, sketches)) <= 1024
+        assert distance(*sketches) == pytest.approx(exact, abs=0.05)
 
 
 def test_caps_by_source_bind_all_or_those_named() -> None:

@@ -45,7 +45,7 @@ def explain_filters(run_dir: Path) -> dict[str, Any]:
     step = source.steps.get("filter")
     if step is None:
         raise UsageError(f"{run_dir.name} was not filtered yet", "distill filter RECIPE --explain")
-    pool = source.steps.get("import") or source.steps["sample"]
+    pool = source.steps.get("import") or source.steps.get("sample")
     picked, kept = _pick(step.folder / "verdicts.jsonl")
     samples = _read(picked, source, pool)
     summary, left = step.summary, int(step.summary.get("traces", 0))
@@ -71,7 +71,7 @@ def explain_filters(run_dir: Path) -> dict[str, Any]:
         "folder": f"{step.folder.parent.name}/{step.folder.name}",
         "traces": summary.get("traces", 0),
         "kept": summary.get("kept", 0),
-        "bought": 0 if pool.reused else int(pool.summary.get("bought") or 0),
+        "bought": 0 if pool is None or pool.reused else int(pool.summary.get("bought") or 0),
         "filters": filters,
         "kept_samples": [samples[at] for at in picked if at in kept],
         "changes": changes_since(step.folder),
@@ -96,14 +96,16 @@ def _pick(path: Path) -> tuple[dict[int, Verdict], set[int]]:
     return picked, {at for _, at, _ in best.get("", [])}
 
 
-def _read(picked: Mapping[int, Verdict], source: Source, pool: Step) -> dict[int, dict[str, Any]]:
+def _read(
+    picked: Mapping[int, Verdict], source: Source, pool: Step | None
+) -> dict[int, dict[str, Any]]:
     """The picked traces with their problem, grade and excerpt, by their line."""
     files = source.folder("problems", "import")
     asked = questions(
         [files / "problems.jsonl"] if files else [], {v.problem_id for v in picked.values()}
     )
     grades = source.folder("grade")
-    traces = dict(_at(pool.folder / "traces.jsonl", picked))
+    traces = dict(_at(pool.folder / "traces.jsonl", picked)) if pool else {}
     graded = dict(_at(grades / "grades.jsonl", picked)) if grades else {}
     found = {}
     for at, verdict in picked.items():
