@@ -265,8 +265,8 @@ class Choice(StagedGrader):
             wanted = gold_letters(problem.gold, options, self.gold)
         except (ValueError, TypeError) as error:
             return self.grade("error", detail=str(error)[:300])
-        text, cut, several = answer_text(trace), was_cut(trace), len(wanted) > 1
-        chosen, said = chosen_in(text, options, cut=cut, several=several)
+        text, cut = answer_text(trace), was_cut(trace)
+        chosen, said = chosen_in(text, options, cut=cut, several=len(wanted) > 1)
         if not chosen:
             grade = without_answer(trace, self.name, self.version)
             if grade.outcome != "unparsed" or not said:
@@ -274,8 +274,9 @@ class Choice(StagedGrader):
             return self.grade("unparsed", detail=f"no choice in {_short(said)}")
         if chosen == wanted:
             return self.grade("correct", chosen)
-        several = "several letters where one is right" if len(chosen) > 1 == len(wanted) else ""
-        return self.grade("wrong", chosen, detail=several)
+        hedged = len(chosen) > 1 and len(wanted) == 1
+        detail = "several letters where one is right" if hedged else ""
+        return self.grade("wrong", chosen, detail=detail)
 
 
 def chosen_in(

@@ -38,6 +38,7 @@ BATCH = 2048
 LONGEST = 2000
 """Characters of an answer that is compared; a longer one counts as written."""
 
+_WORDS = Words()
 _COUNTS = re.compile(r"(?P<kind>a minority: |a tie: |no answer; )?(?P<of>\d+) of (?P<n>\d+) agree ")
 
 
@@ -169,36 +170,46 @@ class Votes:
                 ballots.setdefault(problem.id, _Ballot(problem)).items.append(item)
         for ballot in ballots.values():
             ballot.groups = as_written([item.answer for item in ballot.items])
-        for ballot, pairs in zip(
-            ballots.values(), self._equal(list(ballots.values())), strict=True
-        ):
-            ballot.groups = merged(ballot.groups, pairs)
+        self._compare(list(ballots.values()))
+        for ballot in ballots.values():
+            ballot.groups = merged(ballot.groups, ballot.equal)
             self._settle(ballot)
         return held
 
-    def _equal(self, ballots: Sequence[_Ballot]) -> list[list[tuple[int, int]]]:
-        """For each problem the pairs of its groups whose answers have the same value."""
-        found: list[list[tuple[int, int]]] = [[] for _ in ballots]
-        asked: list[tuple[int, int, int]] = []
-        pairs: list[tuple[Problem, Trace]] = []
-        words = Words()
-        for number, ballot in enumerate(ballots):
-            answers = [group.answer for group in ballot.groups[:MOST]]
-            if ballot.problem.metadata.get(CHOICES):
-                continue  # letters are what they are
-            for b, second in enumerate(answers):
-                for a, first in enumerate(answers[:b]):
+    def _compare(self, ballots: Sequence[_Ballot]) -> None:
+        """Find each problem's groups whose answers have the same value.
+
+        The second answers of all problems are compared together, then the third, and so on, each
+        with those before it that equal none before them: what a worker could not compare once is
+        hard, and is not tried with every other answer.
+        """
+        for at in range(1, MOST):
+            asked: list[tuple[_Ballot, int]] = []
+            pairs: list[tuple[Problem, Trace]] = []
+            for ballot in ballots:
+                for head in ballot.heads if at < len(ballot.groups) else ():
+                    first, second = ballot.groups[head].answer, ballot.groups[at].answer
+                    if ballot.problem.metadata.get(CHOICES):
+                        continue  # letters are what they are
                     if is_words(first) or is_words(second):
-                        found[number] += [(a, b)] if words.equal(first, second) else []
-                    elif max(len(first), len(second)) <= LONGEST:
-                        asked.append((number, a, b))
+                        ballot.equal |= {(head, at)} if _WORDS.equal(first, second) else set()
+                    elif head in ballot.hard or max(len(first), len(second)) > LONGEST:
+                        self.counts["not_compared"] += 1
+                    else:
+                        asked.append((ballot, head))
                         pairs.append(_pair(first, second))
-        for (number, a, b), grade in zip(asked, self.judge.grade_many(pairs), strict=True):
-            self.counts["compared"] += 1
-            self.counts["not_compared"] += grade.outcome == "error"
-            if grade.correct:
-                found[number].append((a, b))
-        return found
+            for (ballot, head), grade in zip(asked, self.judge.grade_many(pairs), strict=True):
+                self.counts["compared"] += 1
+                if grade.outcome == "error":
+                    self.counts["not_compared"] += 1
+                    ballot.hard |= {head, at}
+                elif grade.correct:
+                    ballot.equal.add((head, at))
+            for ballot in ballots:
+                if at < len(ballot.groups) and not any(
+                    (h, at) in ballot.equal for h in ballot.heads
+                ):
+                    ballot.heads.append(at)
 
     def _settle(self, ballot: _Ballot) -> None:
         total, groups = len(ballot.items), ballot.groups
@@ -303,6 +314,16 @@ class _Ballot:
     problem: Problem
     items: list[Graded] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    heads: list[int] = field(default_factory=lambda: [0])
+    """Places of groups that equal none before them."""
+    equal: set[tuple[int, int]] = field(default_factory=set)
+    hard: set[int] = field(default_factory=set)
+    """Places of groups with an answer that could not be compared."""
+
+    def enter(self, at: int) -> None:
+        """Make a group a head, once it was compared with the heads before it."""
+        if at < len(self.groups) and not any((head, at) in self.equal for head in self.heads):
+            self.heads.append(at)
 
 
 def _pair(gold: str, answer: str) -> tuple[Problem, Trace]:
