@@ -206,10 +206,7 @@ class Votes:
                 elif grade.correct:
                     ballot.equal.add((head, at))
             for ballot in ballots:
-                if at < len(ballot.groups) and not any(
-                    (h, at) in ballot.equal for h in ballot.heads
-                ):
-                    ballot.heads.append(at)
+                ballot.enter(at)
 
     def _settle(self, ballot: _Ballot) -> None:
         total, groups = len(ballot.items), ballot.groups
