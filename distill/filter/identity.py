@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 
 from distill.errors import UsageError
 from distill.records import Grade, Problem, Trace
@@ -80,29 +80,51 @@ _CANNOT = (
     r"(?:can(?:no|['’])t|can not|won['’]t|will not|am (?:not able|unable) to|"
     r"['’]m (?:not able|unable) to)"
 )
+# (words without which a pattern cannot match, pattern): a word is looked for 30 times as fast.
 _REFUSES = (
-    rf"(?i:\b(?:sorry|apologi[sz]e|apologies)[,.]? (?:but )?(?:as {_KINDS},? )?I ?"
-    rf"{_CANNOT} {_HELP}\b)",
-    rf"(?i:\bas {_KINDS},? (?:[^.\n]{{0,40}}?, ?)?I ?(?:{_CANNOT}|do(?:n['’]t| not) have))",
-    rf"(?i:\bI {_CANNOT} (?:help|assist)(?: you)? with (?:that|this|your)\b)",
-    rf"(?i:\bI {_CANNOT} (?:fulfil+|comply with|satisfy) (?:that|this|your|the) request)",
-    r"(?i:\bthat['’]s not something I can (?:help|assist) with\b)",
-    r"(?i:\bI must (?:respectfully |politely )?decline to\b)",
-    r"(?i:\b(?:against|violates?) my (?:ethical |content |safety |usage )?"
-    r"(?:guidelines|programming|polic(?:y|ies)))",
+    (
+        ("orry", "pologi"),
+        rf"(?i:\b(?:sorry|apologi[sz]e|apologies)[,.]? (?:but )?(?:as {_KINDS},? )?I ?"
+        rf"{_CANNOT} {_HELP}\b)",
+    ),
+    (
+        ("AI", "language model", "assistant", "chatbot"),
+        rf"(?i:\bas {_KINDS},? (?:[^.\n]{{0,40}}?, ?)?I ?(?:{_CANNOT}|do(?:n['’]t| not) have))",
+    ),
+    (
+        ("ssist", "help with", "help you"),
+        rf"(?i:\bI {_CANNOT} (?:help|assist)(?: you)? with (?:that|this|your)\b)",
+    ),
+    (
+        ("request",),
+        rf"(?i:\bI {_CANNOT} (?:fulfil+|comply with|satisfy) (?:that|this|your|the) req)",
+    ),
+    (("not something",), r"(?i:\bthat['’]s not something I can (?:help|assist) with\b)"),
+    (("decline to",), r"(?i:\bI must (?:respectfully |politely )?decline to\b)"),
+    (
+        ("against my", "violate"),
+        r"(?i:\b(?:against|violates?) my (?:ethical |content |safety |usage )?"
+        r"(?:guidelines|programming|polic(?:y|ies)))",
+    ),
     # What two chat services answer instead of their model.
-    r"(?i:\bbeyond my current scope\b)",
-    r"(?i:\bthe server is busy\. please try again)",
-    r"(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)[，,。！ ]{0,2}(?:但是?)?(?:作[为為][^，。\n]{0,16}，?)?"
-    r"我?(?:暂时|暫時)?(?:无法|無法|不能|没法|沒法|没有办法|不会)(?:[为為][您你])?"
-    r"(?:回答|提供|[帮幫]助|[协協]助|[满滿]足|[继繼][续續]|完成|[处處]理|生成|[讨討][论論]|给出相关)",
+    (("current scope",), r"(?i:\bbeyond my current scope\b)"),
+    (("server is busy",), r"(?i:\bthe server is busy\. please try again)"),
+    (("ésolé",), r"(?i:désolée?,? (?:mais )?je ne (?:peux|suis) pas )"),
+    (
+        ("ut mir leid",),
+        r"(?i:tut mir leid,? (?:aber )?(?:ich kann|dabei kann ich|das kann ich)[^.\n]{0,40} nicht)",
+    ),
+    (("o siento",), r"(?i:lo siento,? (?:pero )?no puedo)"),
+    (("ão posso",), r"(?i:(?:desculpe|lamento|sinto muito),? (?:mas )?(?:eu )?não posso)"),
+)
+_REFUSES_IN_OTHER_LETTERS = (
+    r"(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)[，,。！ ]{0,2}(?:但是?)?"
+    r"(?:作[为為][^，。\n]{0,16}，?)?我?(?:暂时|暫時)?"
+    r"(?:无法|無法|不能|没法|沒法|没有办法|不会)(?:[为為][您你])?"
+    r"(?:回答|提供|[帮幫]助|[协協]助|[满滿]足|[继繼][续續]|完成|[处處]理|生成|[讨討][论論]|给出)",
     r"我(?:暂时|目前|暫時)?(?:无法|無法|不能)(?:[满滿]足|[协協]助|[帮幫]助)"
     r"(?:[您你]的?|[该該]|[这這][个個]?|此)",
     r"这个问题我(?:暂时)?(?:无法|不能)回答|换个话题再聊|服务器繁忙，请稍后",
-    r"(?i:désolée?,? (?:mais )?je ne (?:peux|suis) pas )",
-    r"(?i:tut mir leid,? (?:aber )?(?:ich kann|dabei kann ich|das kann ich)[^.\n]{0,40} nicht)",
-    r"(?i:lo siento,? (?:pero )?no puedo)",
-    r"(?i:(?:desculpe|lamento|sinto muito),? (?:mas )?(?:eu )?não posso)",
     r"(?i:(?:извините|простите|к сожалению),? (?:но )?я не могу "
     r"(?:помочь|предоставить|ответить|выполнить))",
     r"申し訳(?:ありません|ございません)が[^。\n]{0,30}(?:できません|できかねます|いたしかねます)",
@@ -117,23 +139,18 @@ _ANY_NAME = re.compile(
 )
 _ANY_KIND = ("language model", "assistant", "chatbot", "modelo de lengua", "modelo de linguagem",
              "modèle de langage", "prachmodell", "ntelig", "ntellig")  # fmt: skip
-_ANY_REFUSAL = (
-    "orry", "pologi", "ssist", "help with", "request", "decline to", "guideline", "programming",
-    "polic", "current scope", "server is busy", "AI", "language model", "ut mir leid", "o siento",
-    "ésolé", "ão posso",
-)  # fmt: skip
 _OTHER_LETTERS = re.compile("[\u0400-\u04ff\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 """Cyrillic, kana, Han and Hangul, in which whole patterns are written."""
 
 
-@lru_cache(maxsize=8)
-def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(pattern) for pattern in patterns)
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 def _matches(patterns: tuple[str, ...], text: str) -> Iterator[re.Match[str]]:
-    for pattern in _compiled(patterns):
-        yield from pattern.finditer(text)
+    for pattern in patterns:
+        yield from _compiled(pattern).finditer(text)
 
 
 class Refusals:
@@ -150,12 +167,15 @@ class Refusals:
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         text = trace.text
-        if not any(part in text for part in _ANY_REFUSAL) and (
-            text.isascii() or not _OTHER_LETTERS.search(text)
-        ):
+        patterns = tuple(
+            pattern for words, pattern in _REFUSES if any(word in text for word in words)
+        )
+        if not text.isascii() and _OTHER_LETTERS.search(text):
+            patterns += _REFUSES_IN_OTHER_LETTERS
+        if not patterns:
             return None
         question = problem.question.casefold()
-        for match in _matches(_REFUSES, text):
+        for match in _matches(patterns, text):
             said = match.group().casefold()
             if said not in question and not any(phrase in said for phrase in self.allow):
                 return f"a refusal in the {_place(text, match.start())}: {_around(text, match)}"
@@ -187,7 +207,7 @@ class Identity:
         for match in _matches(_SAYS_WHO, text):
             names = [name.casefold() for name in _NAME.findall(match.group())]
             spoken_of = any(name in question.casefold() for name in names)
-            own = any(name in said for name in self.own for said in names)
+            own = any(said.startswith(name) for name in self.own for said in names)
             if not spoken_of and not own:
                 return (
                     f"says who it is in the {_place(text, match.start())}: {_around(text, match)}"
