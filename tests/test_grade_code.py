@@ -244,6 +244,10 @@ CHEATS = {
     "pipes": "import os\nfor fd in range(3, 64):\n"
     "    try: os.write(fd, b'%019d\\n' % 12 + b'{{\"v\": true}}')\n"
     "    except OSError: pass\ndef {name}(*args): return 10 ** 9",
+    "hello": "import os\nos.write(4, b'%019d\\n' % 3 + b'[1]')\ndef {name}(*args): return 1",
+    "ready": "import os\nos.write(4, b'%019d\\n' % 11 + b'{{\"ready\": 5}}'[:11])\n"
+    "def {name}(*args): return 1",
+    "nonsense": "import os\nos.write(4, b'%019d\\n' % 10**12)\ndef {name}(*args): return 1",
     "thread": "import threading, os, time\ndef later():\n    time.sleep(0.01)\n    os._exit(0)\n"
     "threading.Thread(target=later).start()\ndef {name}(*args): time.sleep(1)",
     "neighbours": "import os, signal\ndef {name}(*args):\n    for p in os.listdir('/proc'):\n"

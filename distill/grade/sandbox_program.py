@@ -29,20 +29,28 @@ FOREVER = 1e6
 FILE = "<program>"
 
 _OFTEN = {
-    "typing": "Any Callable Deque Dict FrozenSet Iterable Iterator List Optional Sequence Set "
-    "Tuple Union",
-    "collections": "Counter OrderedDict defaultdict deque namedtuple",
-    "heapq": "heapify heappop heappush heappushpop heapreplace nlargest nsmallest",
-    "bisect": "bisect_left bisect_right insort",
-    "functools": "cache cmp_to_key lru_cache partial reduce",
-    "itertools": "accumulate chain combinations count cycle groupby islice pairwise permutations "
-    "product repeat starmap takewhile zip_longest",
-    "math": "ceil comb factorial floor gcd inf isqrt lcm log log2 perm sqrt",
+    "typing": "Any Callable DefaultDict Deque Dict FrozenSet Generator Iterable Iterator List "
+    "Literal Mapping NamedTuple Optional Sequence Set Tuple TypeVar Union",
+    "collections": "ChainMap Counter OrderedDict defaultdict deque namedtuple",
+    "heapq": "heapify heappop heappush heappushpop heapreplace merge nlargest nsmallest",
+    "bisect": "bisect_left bisect_right insort insort_left insort_right",
+    "functools": "cache cmp_to_key lru_cache partial reduce total_ordering wraps",
+    "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle "
+    "dropwhile filterfalse groupby islice pairwise permutations product repeat starmap takewhile "
+    "tee zip_longest",
+    "math": "acos asin atan atan2 ceil comb cos dist exp fabs factorial floor fsum gcd hypot inf "
+    "isclose isqrt lcm log log10 log1p log2 perm pi prod sin sqrt tan trunc",
     "copy": "deepcopy",
-    "string": "ascii_lowercase ascii_uppercase digits",
+    "string": "ascii_letters ascii_lowercase ascii_uppercase digits punctuation",
+    "operator": "attrgetter itemgetter xor",
+    "sys": "maxsize setrecursionlimit stdin stdout",
+    "io": "BytesIO StringIO",
+    "statistics": "mean median",
+    "random": "randint",
+    "datetime": "timedelta",
 }
-_MODULES = "bisect collections copy functools heapq itertools json math operator random re string "
-_MODULES += "sys"
+_MODULES = "bisect collections copy datetime functools heapq io itertools json math operator os "
+_MODULES += "random re statistics string sys typing"
 USUAL = {name: module for module, names in _OFTEN.items() for name in names.split()}
 
 
@@ -194,7 +202,7 @@ class Program:
                 header["program"], "solution", header["usual"], header.get("before", ())
             )
         except BaseException as error:
-            self._say({"failed": told(error), "syntax": isinstance(error, SyntaxError)})
+            self._say({"failed": told(error)})
             return
         self._say({"ready": [n for n in self.names if isinstance(n, str)]})
         while True:

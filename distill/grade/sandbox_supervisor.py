@@ -198,7 +198,7 @@ class Script:
 
     def __init__(self, header: Dict[str, Any], test: Dict[str, Any], watch: Watch) -> None:
         self.limits, self.watch = header["limits"], watch
-        self.pending = test["stdin"].encode("utf-8", "surrogatepass")
+        self.pending = memoryview(test["stdin"].encode("utf-8", "surrogatepass"))
         self.most = min(int(test["most"]), self.limits["output"])
         in_r, self.stdin = os.pipe()
         self.stdout, out_w = os.pipe()
@@ -272,7 +272,7 @@ class Script:
         except BlockingIOError:
             return
         except OSError:
-            self.pending = b""  # it reads no more
+            self.pending = self.pending[:0]  # it reads no more
         if not self.pending:
             os.close(self.stdin)
             self.stdin, self.pending = -1, None  # type: ignore[assignment]

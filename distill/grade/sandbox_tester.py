@@ -307,10 +307,12 @@ class Tester:
         except Gone as error:
             self.emit(broken=str(error))
             return
-        if "ready" not in hello:
-            self.emit(broken=str(hello.get("failed"))[:500], syntax=bool(hello.get("syntax")))
+        ready = hello.get("ready") if isinstance(hello, dict) else None
+        if not isinstance(ready, list):
+            failed = hello.get("failed") if isinstance(hello, dict) else None
+            self.emit(broken=str(failed or "what it sends cannot be read")[:500])
             return
-        ours = [str(n) for n in hello["ready"]]
+        ours = [n for n in ready if isinstance(n, str)]
         entry = self.tests.get("entry")
         if entry and entry not in ours and "Solution" not in ours:
             self.emit(broken=f"defines no '{entry}'")
