@@ -56,8 +56,15 @@ def _settle(gold: str, answer: str) -> bool | None:
     ours, theirs = _readings(gold), _readings(answer)
     if ours is None or theirs is None:
         return None
+    if _decimal_comma(gold) == answer or _decimal_comma(answer) == gold:
+        return True
     verdicts = {_guarded(one, other) for one in ours for other in theirs}
     return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def _decimal_comma(text: str) -> str | None:
+    """`1,22` as `1.22`."""
+    return text.replace(",", ".") if re.fullmatch(r"-?\d+,\d+", text) else None
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from distill.grade.forms_exact import TooHard
 from distill.grade.forms_tokens import Token
 
+_COMPARED = frozenset(("le", "ge", "in", "<", ">", "ne", "approx", "sim"))
+
 
 def depths_of(found: Sequence[Token]) -> list[int]:
     """How many brackets stand open before each token. Raises TooHard where they do not pair."""
@@ -81,6 +83,15 @@ def subscripts(found: Sequence[Token]) -> list[bool]:
 def relation(token: Token) -> str:
     if token.kind == "sign" and token.text in ("=", "<", ">"):
         return token.text
-    if token.kind == "command" and token.text in ("le", "ge", "in", "<", ">", "ne", "approx"):
+    if token.kind == "command" and token.text in (
+        "le",
+        "ge",
+        "in",
+        "<",
+        ">",
+        "ne",
+        "approx",
+        "sim",
+    ):
         return token.text
     return ""

@@ -184,7 +184,7 @@ def _times(left: Bounded, right: Bounded) -> Bounded:
 
 def _function(name: str, arguments: list[Bounded]) -> Bounded:
     x, error = arguments[0]
-    if x.imag and name not in ("exp", "abs"):
+    if x.imag and name != "abs":
         raise TooHard
     if name in _REAL:
         function, slope = _REAL[name]
@@ -193,9 +193,6 @@ def _function(name: str, arguments: list[Bounded]) -> Bounded:
         above, below = _DERIVED[name]
         top = _function(above, [(x, error)]) if above else (complex(1), 0.0)
         return _divide(top, _function(below, [(x, error)]))
-    if name in ("exp", "sinh", "cosh"):
-        found = {"exp": cmath.exp, "sinh": cmath.sinh, "cosh": cmath.cosh}[name](x)
-        return found, 2 * (error + EPSILON * (1 + abs(x))) * math.exp(abs(x.real))
     if name in ("ln", "logb"):
         return _logarithm(name, arguments)
     if name in ("arcsin", "arccos") and abs(x.real) < 1 - 1e-6:

@@ -371,8 +371,8 @@ class _Parser:
             inner = self.group()
         else:
             inner = self.juxtaposed()
-        if name == "exp":
-            node = ("^", ("s", "e"), inner)
+        if name in ("exp", "sinh", "cosh"):
+            node = _exponential(name, inner)
             return node if power is None else ("^", node, power)
         if name == "log" and base is not None:
             name = "logb"
@@ -390,6 +390,16 @@ class _Parser:
         if self.sees("sign", "(", "[", "{", "/"):
             raise TooHard
         return node
+
+
+def _exponential(name: str, inner: Node) -> Node:
+    """exp, sinh and cosh as powers of e, so that they are known to be those."""
+    up: Node = ("^", ("s", "e"), inner)
+    if name == "exp":
+        return up
+    down: Node = ("^", ("s", "e"), ("-", inner))
+    both: Node = ("+", up, down if name == "cosh" else ("-", down))
+    return ("*", HALF_NODE, both)
 
 
 HALF_NODE: Node = ("n", HALF, False)

@@ -131,6 +131,9 @@ def _part(found: Sequence[Token]) -> Form:
 def _related(pieces: Sequence[Sequence[Token]], signs: list[str]) -> Form:
     if signs == ["in"]:
         return _part(pieces[1])
+    if signs == ["sim"]:
+        # 67 ~ 75 is neither of them.
+        return Sequenced("~", [_value(piece) for piece in pieces], "~", True)
     if set(signs) == {"="}:
         return _equal(pieces)
     if set(signs) <= set(_RELATIONS):

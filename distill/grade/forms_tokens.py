@@ -60,6 +60,7 @@ _TEXT = (
     r"\{(?P<text>[^{}]*)\}"
 )
 _RAISED_RUN = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_GLUED = re.compile(r"(?<=[\d)\]}])(or|and)(?=[-\dA-Z(\\])")
 _TIMES_TEN = re.compile(r"(?<=[\d.])\s*[xX]\s*(?=10\s*\^)")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,)\s*\d{3})+(?!\d)")
 _DERIVATIVE = re.compile(
@@ -104,6 +105,7 @@ def clean(text: str) -> str:
     text = _DERIVATIVE.sub(_derivative, text)
     text = _SPACE.sub(" ", text).strip()
     text = text.rstrip(" .,;:")
+    text = _GLUED.sub(r" \1 ", text)
     text = _TIMES_TEN.sub(r"\\times ", text)
     if _SPACED.fullmatch(text.lstrip("-+")):
         text = text.replace(" ", "")
