@@ -139,6 +139,7 @@ _ANY_NAME = re.compile(
 )
 _ANY_KIND = ("language model", "assistant", "chatbot", "modelo de lengua", "modelo de linguagem",
              "modèle de langage", "prachmodell", "ntelig", "ntellig")  # fmt: skip
+"""A kind of model, in letters that `_ANY_NAME` does not have."""
 _OTHER_LETTERS = re.compile("[\u0400-\u04ff\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 """Cyrillic, kana, Han and Hangul, in which whole patterns are written."""
 
@@ -197,11 +198,9 @@ class Identity:
 
     def __call__(self, problem: Problem, trace: Trace, grade: Grade) -> str | None:
         text = trace.text
-        if (
-            not _ANY_NAME.search(text)
-            and not any(part in text for part in _ANY_KIND)
-            and (text.isascii() or not _OTHER_LETTERS.search(text))
-        ):
+        elsewhere = not text.isascii() and _OTHER_LETTERS.search(text)
+        kinds = _ANY_KIND if self.generic else ()
+        if not (elsewhere or _ANY_NAME.search(text) or any(part in text for part in kinds)):
             return None
         question = problem.question
         for match in _matches(_SAYS_WHO, text):
