@@ -51,6 +51,8 @@ def test_both_forms_of_data_sets_are_read() -> None:
         ({"instructions": [{"id": "x", "kwargs": [1]}]}, "expected an object"),
         ({"instruction_id_list": ["a", "b"], "kwargs": [{}]}, "2 instructions with 1 kwargs"),
         ({"instructions": "{"}, "metadata.instructions"),
+        ({"instructions": 7}, "an instruction is {id, kwargs}"),
+        ({"instruction_id_list": 7, "kwargs": [{}]}, "has no len()"),
     ],
 )
 def test_instructions_in_another_form_are_an_error(metadata: Any, words: str) -> None:

@@ -98,7 +98,7 @@ class Instructions(StagedGrader):
     def quick(self, problem: Problem, trace: Trace) -> Grade | Check:
         try:
             asked = instructions_of(problem)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             return self.grade("error", detail=f"metadata.{KEY}: {error}"[:300])
         if not asked:
             return self.grade("ungraded", detail=f"the problem has no metadata.{KEY}")
@@ -157,7 +157,7 @@ class Instructions(StagedGrader):
 def _ids(problem: Problem) -> list[str]:
     try:
         return [one for one, _ in instructions_of(problem)]
-    except ValueError:
+    except (ValueError, TypeError):
         return []
 
 

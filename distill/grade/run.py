@@ -18,6 +18,7 @@ from typing import Any
 from distill import child
 from distill.errors import UsageError
 from distill.grade import judge
+from distill.grade.golds import check_ready
 from distill.grade.majority import votes_of, with_answer
 from distill.grade.parts import build_all, judges_of, rules_of, specs_of
 from distill.grade.service import Judge
@@ -92,10 +93,10 @@ def main(payload: Mapping[str, Any]) -> None:
         judge.ModelJudge(judge.JudgeSpec.of(part), folder, pool_root=pool, seed=seed)
         for part in judges_of(config)
     ]
+    check_ready(list(problems.values()), config, folder)
     tally = Tally(judges)
     with contextlib.ExitStack() as stack:
         rules = stack.enter_context(Judge(config, folder))
-        _ready(rules, problems.values())
         votes = votes_of(rules.graders, config, folder)
         graded = _graded(rules, problems, Path(payload["traces"]))
         if votes is None:
@@ -111,15 +112,6 @@ def main(payload: Mapping[str, Any]) -> None:
     summary["seconds"] = round(time.monotonic() - started, 3)
     text = json.dumps(summary, ensure_ascii=False, indent=1)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _ready(rules: Judge, problems: Iterable[Problem]) -> None:
-    """Raise UsageError where a grader lacks what these problems need, before anything is graded."""
-    held = list(problems)
-    for grader in rules.graders:
-        check = getattr(grader, "ready", None)
-        if check is not None:
-            check(held)
 
 
 def _graded(rules: Judge, problems: dict[str, Problem], traces_file: Path) -> Iterator[Graded]:
