@@ -1,7 +1,7 @@
 """Runs a job of untrusted Python in a sandbox, and refuses where there is none.
 
-A job is one program with its inputs or tests. It is done by three processes that are sent into
-the sandbox as source text (`sandbox_supervisor`, `sandbox_program`, `sandbox_tester`), whatever
+A job is one program with its inputs or tests. It is done by three processes whose modules are sent
+into the sandbox as source text (`sandbox_supervisor`, `sandbox_program`, `sandbox_tester`), whatever
 the sandbox is: bubblewrap, a container, or a service over HTTP.
 """
 
@@ -24,7 +24,13 @@ from typing import Any, Protocol
 
 from distill.errors import DistillError, UsageError
 
-INSIDE = ("sandbox_wire", "sandbox_program", "sandbox_tester", "sandbox_supervisor")
+INSIDE = (
+    "sandbox_wire",
+    "sandbox_program",
+    "sandbox_remote",
+    "sandbox_tester",
+    "sandbox_supervisor",
+)
 """Modules that are sent into a sandbox, in the order in which they import one another."""
 
 MOST_REPORT = 64 << 20
@@ -279,8 +285,12 @@ def open_sandbox(setting: str = "bwrap", python: str | None = None, image: str =
     elif setting in ("docker", "podman"):
         from distill.grade.sandbox_docker import Container
 
-        sandbox = Container(setting, image)
-        hint = f"see that `{setting} run --rm {image or 'IMAGE'} true` works for this user"
+        container = Container(setting, image)
+        sandbox = container
+        hint = (
+            f"fetch the image with `{setting} pull {container.image}`, and see that "
+            f"`{setting} run --rm {container.image} true` works for this user"
+        )
     elif setting.startswith(("http://", "https://")):
         from distill.grade.sandbox_http import Service
 

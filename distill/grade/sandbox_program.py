@@ -228,9 +228,11 @@ class Program:
 
     def _changed(self, request: Dict[str, Any], args: List[Any]) -> Dict[str, Any]:
         # The caller's own lists were copied on the way; what was done to them goes back.
-        found = {}
+        found: Dict[str, Any] = {}
+        if request["op"] != "call" or not request["watch"]:
+            return found
         for place, arg in enumerate(args):
-            if request["op"] == "call" and isinstance(arg, (list, dict, set, bytearray)):
+            if isinstance(arg, (list, dict, set, bytearray)):
                 after = encode(arg, self._keep)
                 if after != request["args"][place]:
                     found[str(place)] = after
