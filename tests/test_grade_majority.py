@@ -186,6 +186,7 @@ def test_torn_traces_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "do not stand together" in " ".join(summary["notes"])
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_what_the_majority_says(tmp_path: Path) -> None:
     rows = [{"problem": f"Question {i}?"} for i in range(3)]
     (tmp_path / "open.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

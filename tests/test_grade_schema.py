@@ -153,6 +153,7 @@ def test_no_reference_is_fetched(server: tuple[str, list[str]], tmp_path: Path) 
     assert judged('{"a": 1}', schema=inside).outcome == "wrong"
 
 
+@pytest.mark.slow
 def test_a_pattern_that_backtracks_is_killed() -> None:
     schema = {"type": "string", "pattern": "^(a+)+$"}
     problem = Problem(messages=({"role": "user", "content": "?"},), metadata={"schema": schema})
