@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from distill.filter.text import folded
 from distill.records import Grade, Problem, Trace
 
 Item = tuple[Problem, Trace, Grade]
@@ -45,5 +46,5 @@ class Duplicates:
 
 
 def _key(trace: Trace) -> bytes:
-    text = " ".join(trace.text.split())
-    return hashlib.blake2b(f"{trace.problem_id}\0{text}".encode(), digest_size=16).digest()
+    owner = trace.problem_id.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(owner + b"\0" + folded(trace.text), digest_size=16).digest()

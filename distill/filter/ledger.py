@@ -150,8 +150,10 @@ class Ledger:
 
     def close(self) -> None:
         """Close the files of reasons."""
-        for file in (*self._files.values(), *self._sketches.values()):
+        for file in self._files.values():
             file.close()
+        for sketches in self._sketches.values():
+            sketches.close()
 
     def summary(self) -> dict[str, Any]:
         """Counts, after `verdicts` was read to its end.
