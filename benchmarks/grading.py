@@ -285,7 +285,8 @@ def speed(name: str, pairs: Sequence[Pair], repeat: int) -> tuple[list[str], lis
     errors = outcomes.count("error")
     print(
         f"{name:<34}{len(pairs):>6}" + "".join(f"{rate:>10.0f}" for rate in rates),
-        f"{rates[0] / rates[2]:>8.2f}{rates[1] / rates[2]:>9.2f}   {errors} errors, {killed} killed",
+        f"{rates[0] / rates[2]:>8.2f}{rates[1] / rates[2]:>9.2f}",
+        f"  {errors} errors, {killed} killed",
         flush=True,
     )
     return outcomes, verdicts, rates[0] / rates[2]
@@ -315,9 +316,8 @@ def main() -> None:
         ratios.append(ratio)
     mixed = sampled([*files[LABELLED[-1]], *files[UNLABELLED]])
     ratios.append(speed(f"{SAMPLES} samples a problem, of both", mixed, options.repeat)[2])
-    print(
-        f"\n{'agreement with':<40}{'labels':>16}{'labels reviewed':>19}{'false +':>10}{'false -':>10}"
-    )
+    head = f"{'labels':>22}{'labels reviewed':>18}{'false +':>13}{'false -':>11}"
+    print(f"\n{'agreement with':<34}{head}")
     print(f"{'':<34}{'n':>6}" + f"{'ours':>9}{'m-v':>9}" * 2 + f"{'ours':>6}{'m-v':>5}" * 2)
     complaints, found = [], []
     for name in LABELLED:

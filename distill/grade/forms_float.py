@@ -41,9 +41,9 @@ _DERIVED = {
 CALLS = ("function", "product", "symbol")
 """The ways to read `f(x)`."""
 
-WIDE, NARROW, WHOLE = 1.2, 0.01, 0.0
-"""How far symbols' values spread around 1: the narrow ones bear high powers. 0: whole numbers
-from 11 to 47, at which floors and binomials differ."""
+WIDE, NARROW, WHOLE, BROKEN = 1.2, 0.01, 0.0, -1.0
+"""How far symbols' values spread around 1: the narrow ones bear high powers. The last two are
+numbers from 11 to 48, whole and not, at which binomials and floors differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Point:
         if name in CONSTANTS:
             return CONSTANTS[name]
         code = zlib.crc32(name.lower().encode())
-        if self.spread == WHOLE:
-            return 11.0 + code % 37
+        if self.spread in (WHOLE, BROKEN):
+            return 11.0 + code % 37 + (0.37 if self.spread == BROKEN else 0)
         return 1 + self.spread * ((code % 99_991) / 99_991 - 0.5)
 
 

@@ -60,8 +60,8 @@ def _plain(gold: Formula, answer: Formula, scales: tuple[Node, Node] | None = No
             return True
     if _apart(gold, answer):
         return False
-    loose = gold.decimal or answer.decimal
-    if left is not None and right is not None and not loose and _independent(left, right):
+    exact = not (gold.decimal or answer.decimal) and _free(gold) == _free(answer)
+    if left is not None and right is not None and exact and _independent(left, right):
         return False
     return None
 
@@ -116,18 +116,24 @@ def _apart(gold: Formula, answer: Formula) -> bool:
     symbols = gold.symbols | answer.symbols
     loose = gold.decimal or answer.decimal
     points = _points(symbols)
-    if not all(_differ(gold.node, answer.node, point, loose) for point in points):
-        whole = [replace(point, spread=forms_float.WHOLE) for point in points]
-        if not symbols - {"pi", "e", "i"}:
-            return False
-        if not all(_differ(gold.node, answer.node, point, loose) for point in whole):
-            return False
-    free = [form.symbols - {"pi", "e", "i"} for form in (gold, answer)]
-    if bool(free[0]) != bool(free[1]):
+    spreads = [forms_float.WIDE]
+    if symbols - {"pi", "e", "i"}:
+        spreads += [forms_float.WHOLE, forms_float.BROKEN]
+    if not any(
+        all(_differ(gold.node, answer.node, replace(p, spread=spread), loose) for p in points)
+        for spread in spreads
+    ):
+        return False
+    if _free(gold) != _free(answer):
         # 5J beside 5 may be a unit: not different where the letters count as 1.
         ones = Point(dict.fromkeys(symbols - {"pi", "e"}, 1.0), "symbol")
         return _differ(gold.node, answer.node, ones, loose, otherwise=True)
     return True
+
+
+def _free(form: Formula) -> bool:
+    """True if the formula has symbols that are no constants."""
+    return bool(form.symbols - {"pi", "e", "i"})
 
 
 def _points(symbols: frozenset[str]) -> list[Point]:

@@ -45,7 +45,7 @@ _TRANSLATE = str.maketrans(_UNICODE)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 _DROP = re.compile(
-    r"\\(?:left|right|middle|bigg?[lr]?|Bigg?[lr]?|displaystyle|textstyle|limits|nolimits|boxed"
+    r"\\(?:left|right|middle|bigg?[lr]?|Bigg?[lr]?|displaystyle|textstyle|limits|nolimits"
     r"|mathstrut|Large|large|hfill|rm|bf)(?![a-zA-Z])(?:\s*\.(?!\d))?|\\!"
 )
 _SPACE = re.compile(
@@ -73,7 +73,7 @@ _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 _TOKEN = re.compile(
     rf"(?P<space>\s+)|{_TEXT}"
     r"|(?P<number>\d+(?:\.\d+)?|\.\d+)(?P<e>[eE][-+]?\d{1,3}(?![\d.a-zA-Z^_({]))?"
-    r"|\\(?P<command>[a-zA-Z]+)\*?|\\(?P<escaped>[{}%$|#&])|(?P<row>\\\\)"
+    r"|\\(?P<command>[a-zA-Z]+)|\\(?P<escaped>[{}%$|#&])|(?P<row>\\\\)"
     r"|(?P<word>[a-zA-Z]+)|(?P<sign>.)",
     re.DOTALL,
 )
