@@ -63,6 +63,12 @@ def test_only_answers_that_math_will_judge_are_looked_at() -> None:
     assert check_golds(problems(["Paris"]), Grading()) == []  # `auto` compares words as words
 
 
+def test_an_answer_that_is_compared_as_text_for_its_length_is_counted() -> None:
+    (note,) = check_golds(problems(["1+" * 2000 + "1", "1"]), Grading())
+    assert "1 of 2 reference answers" in note
+    assert len(note) < 250
+
+
 def test_graders_that_problems_name_wrongly_are_found_too() -> None:
     (note,) = check_golds(problems(["1", "2"], grader="mth"), Grading())
     assert "source 's': the graders that 2 problems name for themselves cannot be had" in note

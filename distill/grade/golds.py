@@ -22,8 +22,8 @@ from distill.errors import UsageError
 from distill.grade.auto import Auto
 from distill.grade.base import StagedGrader
 from distill.grade.extract import last_boxed
+from distill.grade.math import MAX_LENGTH
 from distill.grade.parts import (
-    JUDGE,
     OWN,
     GraderSpec,
     build,
@@ -76,6 +76,15 @@ class _Source:
     misnamed: int = 0
     """Problems that name a grader which cannot be had."""
     example: str = ""
+
+    def add(self, gold: str) -> None:
+        self.judged += 1
+        if len(gold) > MAX_LENGTH:  # `math` compares it as text whatever it says
+            self.words[gold[:100]] += 1
+            return
+        kind = kind_of(gold)
+        if kind != "mathematics":
+            (self.words if kind == "words" else self.hard)[gold] += 1
 
 
 def noted(work: Callable[..., object], grading: Grading, folder: Path) -> Callable[[Path], None]:
@@ -132,20 +141,17 @@ def check_golds(problems: Iterable[Problem], grading: Grading) -> list[str]:
     formulas leave nothing behind.
     """
     sources: dict[str, _Source] = {}
+    named: dict[str, list[str] | UsageError] = {}
     for problem in problems:
         source = sources.setdefault(problem.source, _Source())
-        try:
-            by_math = _judged_by_math(problem, grading)
-        except UsageError as error:
+        names = _names(problem, grading, named)
+        if isinstance(names, UsageError):
             source.misnamed += 1
-            source.example = source.example or error.message
-            continue
-        if by_math and problem.gold is not None:
-            source.judged += 1
-            gold = last_boxed(problem.gold) or problem.gold
-            kind = kind_of(gold)
-            if kind != "mathematics":
-                (source.words if kind == "words" else source.hard)[gold] += 1
+            source.example = source.example or names.message
+        elif problem.gold is not None and (
+            "math" in names or ("auto" in names and Auto.part_for(problem) == "math")
+        ):
+            source.add(last_boxed(problem.gold) or problem.gold)
     chosen = {name: _chosen(source.hard) for name, source in sources.items()}
     readable = _read([gold for golds in chosen.values() for gold in golds])
     notes = []
@@ -186,16 +192,20 @@ def _kinds(parts: Sequence[PartSpec]) -> list[str]:
     return sorted({part.name for part in parts} & {"auto", "math"})
 
 
-def _judged_by_math(problem: Problem, grading: Grading) -> bool:
-    if problem.metadata.get(OWN):
-        specs = own_specs(problem) or []
-        for spec in specs:
-            build(spec)
-        names = [spec.name for spec in specs]
-    else:
+def _names(
+    problem: Problem, grading: Grading, named: dict[str, list[str] | UsageError]
+) -> list[str] | UsageError:
+    """The graders of a problem; `named` remembers what problems named for themselves."""
+    if not problem.metadata.get(OWN):
         parts = grading.by_source.get(problem.source, grading.graders)
-        names = [part.name for part in parts if part.name != JUDGE]
-    return "math" in names or ("auto" in names and Auto.part_for(problem) == "math")
+        return [part.name for part in parts]
+    written = repr(problem.metadata[OWN])
+    if written not in named:
+        try:
+            named[written] = [build(spec).name for spec in own_specs(problem) or ()]
+        except UsageError as error:
+            named[written] = error
+    return named[written]
 
 
 def _chosen(hard: Counter[str]) -> list[str]:
