@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from distill.errors import UsageError
@@ -20,7 +17,6 @@ from distill.filter.format import Format
 from distill.filter.length import Length, with_tokenizers
 from distill.filter.outcome import Correct, Truncated
 from distill.filter.parts import filters_identity
-from distill.filter.text import folded
 from distill.filter.thinking import Thinking
 from distill.records import Grade, Problem, Trace
 from distill.schema import PartSpec
@@ -97,18 +93,6 @@ def test_length_in_tokens_estimated_tokens_and_characters() -> None:
     assert judge(Length(max_tokens=9), "x" * 40, completion_tokens=9) is None
     assert judge(Length(min_chars=50), "x" * 40) == "40 characters, fewer than 50"
     assert judge(Length(max_chars=30), "x" * 40) == "40 characters, more than 30"
-
-
-def test_white_space_beyond_ascii_is_known() -> None:
-    spaces = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
-    assert folded("é" + "".join(spaces) + "é") == "é é".encode()
-    for space in spaces:
-        assert folded(f"é{space} {space}é") == "é é".encode()
-
-
-@given(st.text(alphabet=" \t\n\x1c\x85\u3000ab é") | st.text(alphabet=" \t\n\x1c\x0bab"))
-def test_folded_text_has_single_spaces(text: str) -> None:
-    assert folded(text) == " ".join(text.split()).encode()
 
 
 def test_duplicates_ignore_white_space_and_keep_the_first() -> None:

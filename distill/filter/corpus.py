@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from distill.filter.text import folded
 from distill.records import Grade, Problem, Trace
 
 Item = tuple[Problem, Trace, Grade]
@@ -46,5 +45,6 @@ class Duplicates:
 
 
 def _key(trace: Trace) -> bytes:
-    owner = trace.problem_id.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(owner + b"\0" + folded(trace.text), digest_size=16).digest()
+    text = " ".join(trace.text.split())
+    data = f"{trace.problem_id}\0{text}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16).digest()

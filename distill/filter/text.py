@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from distill.records import Trace
 
 CHARS_PER_TOKEN = 4.0
@@ -11,21 +9,6 @@ CHARS_PER_TOKEN = 4.0
 
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 """Scripts without spaces, for a class of a regular expression: taken character by character."""
-
-
-_OTHER_SPACE = re.compile(r"[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-_ONE_SPACE = bytes(32 if byte < 128 and chr(byte).isspace() else byte for byte in range(256))
-
-
-def folded(text: str) -> bytes:
-    """The text as UTF-8 with single spaces in place of all white space, none around it."""
-    if not text.isascii() and _OTHER_SPACE.search(text):
-        return " ".join(text.split()).encode("utf-8", "surrogatepass")
-    # The same, several times as fast.
-    data = text.encode("utf-8", "surrogatepass").translate(_ONE_SPACE)
-    while b"  " in data:
-        data = data.replace(b"  ", b" ")
-    return data.strip(b" ")
 
 
 def tokens_of(trace: Trace) -> int:
