@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
@@ -144,8 +145,8 @@ def test_order_does_not_matter_and_something_alike_stays(
     assert dropped(shuffled, **params) == found
     keys = {(p, i) for p, i, _ in samples}
     for (problem, index), reason in found.items():
-        words = reason.split()
-        keeper = (words[-1] if "problem" in words else problem, int(words[3]))
+        ((sample, owner),) = re.findall(r"sample (\d+)(?: of problem (\w))?$", reason)
+        keeper = (owner or problem, int(sample))
         assert keeper in keys - set(found)
         assert keeper < (problem, index)
 
