@@ -38,6 +38,9 @@ def problem(gold: str | None = None, **metadata: Any) -> Problem:
         (problem("Paris"), "words"),
         (problem("12"), "math"),
         (problem(None, tests=[], schema=None), ""),
+        (problem("SELECT 1", schema="CREATE TABLE t (a int)"), "math"),
+        (problem(None, instructions="Be brief."), ""),
+        (problem(None, schema='{"type": "object"}'), "json_schema"),
     ],
 )
 def test_what_a_problem_carries_says_who_judges_it(carried: Problem, part: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from distill.grade.base import Check, StagedGrader
 from distill.grade.choice import KEY as CHOICES
 from distill.grade.exact import Words, in_letters, is_words
-from distill.grade.gym import GYM, INSTRUCTIONS, SCHEMA, TESTS, ReasoningGym
+from distill.grade.gym import GYM, INSTRUCTIONS, SCHEMA, TESTS, ReasoningGym, carried
 from distill.grade.math import Math
 from distill.records import Grade, Problem, Trace
 
@@ -35,7 +35,7 @@ BY_KEY = {
     **dict.fromkeys(INSTRUCTIONS, "instructions"),
     SCHEMA: "json_schema",
 }
-"""The part for a problem with this key in its metadata; the first that is there decides."""
+"""The part for a problem that carries this (`gym.CARRIED` has their order)."""
 
 
 class Auto(StagedGrader):
@@ -71,9 +71,9 @@ class Auto(StagedGrader):
     @staticmethod
     def part_for(problem: Problem) -> str:
         """The name of the part that judges a problem; '' where there is nothing to judge by."""
-        for key, part in BY_KEY.items():
-            if problem.metadata.get(key):
-                return part
+        key = carried(problem)
+        if key:
+            return BY_KEY[key]
         if problem.gold is None:
             return ""
         if problem.metadata.get(CHOICES):

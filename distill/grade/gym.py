@@ -34,7 +34,22 @@ _scorers: dict[tuple[str, str], Any] = {}
 
 def gradable(problem: Problem) -> bool:
     """Whether a rule can grade answers to it: by a reference answer, or by what it carries."""
-    return problem.gold is not None or any(problem.metadata.get(key) for key in CARRIED)
+    return problem.gold is not None or bool(carried(problem))
+
+
+def carried(problem: Problem) -> str:
+    """The first key of CARRIED in its metadata, in a form that a grader may read; '' for none.
+
+    Text under such a name ("CREATE TABLE ..." as a schema, "Be brief." as instructions) is
+    something else.
+    """
+    for key in CARRIED:
+        held = problem.metadata.get(key)
+        if isinstance(held, str) and key in (SCHEMA, *INSTRUCTIONS):
+            held = held.lstrip().startswith("{" if key == SCHEMA else "[")
+        if held:
+            return key
+    return ""
 
 
 def pack(value: Any) -> Any:
