@@ -357,6 +357,19 @@ def test_the_report_cannot_be_written_by_the_program(bwrap: boxes.Sandbox) -> No
     assert set(found.values()) <= {"OSError", "PermissionError", "FileNotFoundError"}
 
 
+@pytest.mark.slow
+def test_another_interpreter_with_its_packages() -> None:
+    try:
+        box = open_sandbox("bwrap", sys.executable)
+    except UsageError as error:
+        pytest.skip(error.message)
+    assert script(box, "import numpy\nprint(int(numpy.sum([1, 2])))")["out"] == "3\n"
+    bare = script(open_sandbox("bwrap"), "import numpy")
+    assert "ModuleNotFoundError" in bare["err"]
+    with pytest.raises(UsageError, match="cannot be asked"):
+        open_sandbox("bwrap", "/nowhere/python")
+
+
 # -- other sandboxes, and none -----------------------------------------------------------------
 
 

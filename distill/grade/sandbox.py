@@ -1,7 +1,7 @@
 """Runs a job of untrusted Python in a sandbox, and refuses where there is none.
 
-A job is one program with its inputs or tests. It is done by three processes whose modules are sent
-into the sandbox as source text (`sandbox_supervisor`, `sandbox_program`, `sandbox_tester`), whatever
+A job is one program with its inputs or tests. It is done by three processes whose modules are
+sent into the sandbox as text (`sandbox_supervisor`, `sandbox_program`, `sandbox_tester`), whatever
 the sandbox is: bubblewrap, a container, or a service over HTTP.
 """
 

@@ -116,7 +116,8 @@ def interpreter(python: str | None) -> tuple[list[str], list[str], bool]:
             mounts += ["--ro-bind-try", str(path), str(path)]
     if python is None:
         return mounts, [str(Path(base).resolve()), "-s", "-S", "-B"], True
-    return mounts, [own, "-s", "-B"], magic == MAGIC_NUMBER.hex()
+    start = own if prefix != base_prefix else str(Path(base).resolve())
+    return mounts, [start, "-s", "-B"], magic == MAGIC_NUMBER.hex()
 
 
 def _needed(prefix: Path, executable: Path) -> list[Path]:
