@@ -152,6 +152,8 @@ def test_allowed_languages() -> None:
     assert judge(QUESTIONS["zh"], CHAINS["zh"], Language(allow=["English"])) is None
     assert judge(QUESTIONS["zh"], CHAINS["ru"], Language(allow=["en"]))
     assert judge(QUESTIONS["fr"], CHAINS["en"], Language(allow=["en"])) is None
+    assert judge(QUESTIONS["zh"], CHAINS["zh"] + CHAINS["ja"], Language(allow=["ja"])) is None
+    assert judge(QUESTIONS["ja"], CHAINS["ja"] + CHAINS["zh"], Language(allow=["zh"])) is None
 
 
 @needs_detector
