@@ -193,6 +193,10 @@ def test_the_training_set_has_a_true_card_that_its_hash_does_not_cover(runs: Any
         assert text in card, text
     write_data_card(runs[2])
     assert (folder / "README.md").read_text(encoding="utf-8") == card
+    (folder / "README.md").write_text("mine")
+    write_data_card(runs[2])
+    assert (folder / "README.md").read_text() == "mine"
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def test_datasets_reads_the_folder_by_its_card(runs: Any, tmp_path: Path) -> None:

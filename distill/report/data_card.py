@@ -7,6 +7,7 @@ part of the step's hash, because it names the run and the command, which several
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from distill.report.markdown import code_block, escape, facts, table
 from distill.report.tables import Table
 from distill.select import SPLITS
 from distill.step import DONE, write_atomically
+
+log = logging.getLogger(__name__)
 
 MARK = "<!-- distill: data card -->"
 TAGS = ("distill", "reasoning", "chain-of-thought", "sft")
@@ -45,8 +48,8 @@ COLUMNS = {
 def write_data_card(run_dir: Path) -> Path:
     """Write README.md beside the training set of a run and return its path.
 
-    Raises UsageError for a run that has no training set yet, or whose folder holds a README.md of
-    somebody else.
+    One that somebody put there instead stays. Raises UsageError for a run that has no training set
+    yet.
     """
     source = read_run(run_dir)
     folder = source.folder("select")
@@ -54,13 +57,20 @@ def write_data_card(run_dir: Path) -> Path:
         raise UsageError(f"{run_dir.name} has no training set yet", "distill select RECIPE")
     files = {split: f"{name}.parquet" for split, name in SPLITS.items()}
     columns = ("messages", "problem_id", "index", "source")
-    return write_card(source, folder, files, columns)
+    try:
+        return write_card(source, folder, files, columns)
+    except UsageError as error:
+        log.warning("%s: it stays as it is", error.message)
+        return folder / "README.md"
 
 
 def write_card(
     source: Source, folder: Path, files: Mapping[str, str], columns: tuple[str, ...]
 ) -> Path:
-    """Write the card of a run's training set into a folder that holds `files` (split -> name)."""
+    """Write the card of a run's training set into a folder that holds `files` (split -> name).
+
+    Raises UsageError where somebody else's README.md lies there.
+    """
     path = card_path(folder)
     there = {split: name for split, name in files.items() if (folder / name).is_file()}
     write_atomically(path, render(source, there, columns))
