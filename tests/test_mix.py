@@ -19,8 +19,9 @@ from distill.errors import DataError, UsageError
 from distill.mix import R1_EXAMPLES, balance_of, by_share, quotas
 from distill.plan import plan_lines
 from distill.records import Example, Problem, Trace, Verdict, read_records, write_jsonl
-from distill.schema import Selection
+from distill.schema import Problems, Selection, SourceSpec
 from distill.select import select_traces
+from distill.sources import load_source
 
 NAMES = ("a", "b", "c")
 
@@ -105,7 +106,11 @@ def test_a_larger_share_only_adds_and_the_seed_decides() -> None:
 
 def select(folder: Path, **config: Any) -> tuple[dict[str, Any], list[Verdict], list[Example]]:
     asked = [
-        Problem(messages=({"role": "user", "content": f"{source} {i}"},), source=source)
+        Problem(
+            messages=({"role": "user", "content": f"{source} {i}"},),
+            source=source,
+            metadata={"domain": ("Even ", "odd")[i % 2]},
+        )
         for source, size in (("reasoning", 30), ("general", 8), ("other", 3))
         for i in range(size)
     ]
@@ -247,3 +252,24 @@ def test_the_plan_says_what_the_selection_throws_away() -> None:
     assert "sampling.want is 4, and select.per_problem keeps 1 of them" in text
     assert "note:" not in "\n".join(plan_lines(planned(**wanted, select={"by": "shortest"})))
     assert "no judge is among" in "\n".join(plan_lines(planned(select={"by": "judge"})))
+
+
+def test_a_source_says_its_domain_or_the_column_that_holds_it(tmp_path: Path) -> None:
+    rows = [{"problem": f"p{i}", "answer": "1", "kind": k} for i, k in enumerate(["Logic", ""])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"file": "rows.jsonl", "domain": "=kind"}
+    found = [p.metadata for p in load_source(SourceSpec(**spec), Problems(), tmp_path)]
+    assert found == [{"domain": "Logic"}, {}]
+    spec["domain"] = "math"
+    found = [p.metadata for p in load_source(SourceSpec(**spec), Problems(), tmp_path)]
+    assert found == [{"domain": "math"}] * 2
+
+
+def test_the_step_balances_by_the_problems_domains(tmp_path: Path) -> None:
+    summary, verdicts, examples = select(
+        tmp_path, balance={"even": 0.5, "odd": 0.5}, max_examples=10
+    )
+    assert summary["balance"]["even"] == {"wanted": 0.5, "available": 21, "selected": 5}
+    assert summary["by_domain"] == {"even": 5, "odd": 5}
+    assert len(examples) == 10
+    assert any(v.reason == "not among the 5 examples of domain 'odd' (balance)" for v in verdicts)
