@@ -153,16 +153,17 @@ class Job:
 
     def grade(self, problems: Done, traces: Done) -> Done:
         """A grade for every trace."""
-        from distill.grade.run import grade_traces, grading_identity
+        from distill.grade import golds, run
 
         hashes = self.workspace.root / "hashes.json"
-        config = grading_identity(self.recipe.grading, self.folder, hashes)
+        config = run.grading_identity(self.recipe.grading, self.folder, hashes)
+        config |= golds.own_versions(summary_of(problems))
         if "judges" in config:
             config["seed"] = self.recipe.seed
         step = Step("grade", config, _by_name(problems, traces), VERSIONS["grade"])
         return self._do(
             step,
-            lambda out: grade_traces(
+            lambda out: run.grade_traces(
                 self.recipe.grading,
                 problems.folder / "problems.jsonl",
                 traces.folder / "traces.jsonl",

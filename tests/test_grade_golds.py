@@ -10,7 +10,8 @@ import pytest
 
 from distill import Recipe
 from distill.errors import UsageError
-from distill.grade.golds import check_golds, check_ready, kind_of, reads
+from distill.grade.exact import Exact
+from distill.grade.golds import check_golds, check_ready, kind_of, own_versions, reads
 from distill.job import Job
 from distill.records import Problem
 from distill.schema import Grading
@@ -127,6 +128,29 @@ def test_what_a_grader_lacks_for_its_problems_is_found_first(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="cannot judge 2 problems"):
         check_ready(asked, grading(by_source={"b": mine}), tmp_path)
     check_ready(asked, grading(by_source={"c": mine}), tmp_path)
+
+
+def test_graders_that_problems_name_count_for_the_grades_identity(tmp_path: Path) -> None:
+    rows = [{"q": f"{i}?", "a": "1"} for i in range(3)]
+    (tmp_path / "mine.py").write_text(
+        "def problems():\n"
+        "    own = {'grader': {'exact': {'case': True}}}\n"
+        "    yield {'question': '1?', 'gold': '1', 'metadata': own}\n"
+        "    yield {'question': '2?', 'gold': '1', 'metadata': {'grader': 'mth'}}\n"
+        "    yield {'question': '3?', 'gold': '1'}\n"
+    )
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def summary(source: dict[str, str]) -> dict[str, Any]:
+        recipe = Recipe.from_dict({"name": "t", "problems": {"sources": [source], "heldout": 0}})
+        done = Job(recipe, Workspace(tmp_path / "runs")).problems()
+        return dict(json.loads((done.folder / "summary.json").read_text()))
+
+    named = summary({"call": f"{tmp_path}/mine.py:problems"})
+    assert named["own_graders"] == {"exact": {"case": True}}
+    assert own_versions(named) == {"own": {"exact": Exact.version}}
+    plain = summary({"file": str(tmp_path / "q.jsonl"), "question": "q", "gold": "a"})
+    assert own_versions(plain) == {}
 
 
 def test_the_default_graders_leave_identities_as_they_were() -> None:

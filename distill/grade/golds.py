@@ -8,12 +8,13 @@ source is read by sympy, in workers with a deadline. Only answers that `math` wi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,43 @@ def noted(work: Callable[..., object], grading: Grading, folder: Path) -> Callab
 
     def both(out: Path) -> None:
         work(out=out)
-        check_ready(list(read_records(Problem, out / "problems.jsonl")), grading, folder)
-        note_golds(out, grading)
+        problems = list(read_records(Problem, out / "problems.jsonl"))
+        check_ready(problems, grading, folder)
+        path = out / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        notes = check_golds(problems, grading)
+        for note in notes:
+            log.warning(note)
+        summary["notes"] = [*summary.get("notes", []), *notes]
+        if own := own_graders(problems):
+            summary["own_graders"] = own
+        text = json.dumps(summary, ensure_ascii=False, indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
 
     return both
+
+
+def own_graders(problems: Iterable[Problem]) -> dict[str, dict[str, Any]]:
+    """The graders that problems name for themselves, each with the parameters that it has first."""
+    found: dict[str, dict[str, Any]] = {}
+    for problem in problems:
+        if problem.metadata.get(OWN):
+            with contextlib.suppress(UsageError):  # counted by `check_golds`
+                for spec in own_specs(problem) or ():
+                    found.setdefault(spec.name, spec.params)
+    return found
+
+
+def own_versions(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grade depends on besides the recipe: the versions of the problems' own graders.
+
+    `summary` is that of the step which wrote the problems.
+    """
+    versions = {}
+    for name, params in sorted(summary.get("own_graders", {}).items()):
+        with contextlib.suppress(UsageError):  # it will be an error of each of its traces
+            versions[name] = build(GraderSpec(name, params, "")).version
+    return {"own": versions} if versions else {}
 
 
 def check_ready(problems: Sequence[Problem], grading: Grading, folder: Path) -> None:
@@ -119,19 +153,6 @@ def _graded_as(problem: Problem, grading: Grading) -> str | None:
     if problem.metadata.get(OWN):
         return ""
     return problem.source if problem.source in grading.by_source else None
-
-
-def note_golds(folder: Path, grading: Grading) -> None:
-    """Look at the `problems.jsonl` of a folder and put what is found into its `summary.json`."""
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    found = check_golds(read_records(Problem, folder / "problems.jsonl"), grading)
-    for note in found:
-        log.warning(note)
-    if found:
-        summary["notes"] = [*summary.get("notes", []), *found]
-        text = json.dumps(summary, ensure_ascii=False, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
 
 
 def check_golds(problems: Iterable[Problem], grading: Grading) -> list[str]:
