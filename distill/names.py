@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from distill.recipe import Recipe
 from distill.resolve import resolve
-from distill.workers import TRAINERS, engines
+from distill.workers import TRAINERS, engines, filters_of
 
 
 def named_parts(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, str], str]]:
@@ -33,6 +33,7 @@ def check_name(recipe: Recipe, what: str, known: Mapping[str, str], name: str) -
 
 
 def check_names(recipe: Recipe) -> None:
-    """Raise UsageError for the first part that cannot be found."""
+    """Raise UsageError for the first part, or tokenizer of a filter, that cannot be found."""
     for what, known, name in named_parts(recipe):
         check_name(recipe, what, known, name)
+    filters_of(recipe, recipe.folder)

@@ -180,5 +180,6 @@ def test_the_students_tokenizer_is_part_of_the_identity(tmp_path: Path) -> None:
     assert "train.max_length" in Length(**known.params).notes[0]
     assert "up to 99 tokens" in Length(**known.params).notes[0]
     assert Length(**{**known.params, "max_tokens": 64}).notes == []
+    wrong = PartSpec(name="length", params={"tokenizer": "nowhere"})
     with pytest.raises(UsageError, match="no tokenizer 'nowhere'"):
-        judge(Length(tokenizer="nowhere"), "x")
+        with_tokenizers([wrong], tmp_path, lambda: "", 64)

@@ -130,7 +130,7 @@ def with_tokenizers(
     """The specs with `tokenizer: student` and relative folders made into paths.
 
     `base()` is the student's folder or name, asked for where a filter wants it, and `max_length`
-    the longest example that is trained on.
+    the longest example that is trained on. Raises UsageError for a tokenizer that is not there.
     """
     return [_with_tokenizer(spec, folder, base, max_length) for spec in filters]
 
@@ -146,6 +146,7 @@ def _with_tokenizer(
     else:
         path = folder / Path(asked).expanduser()
         more = {"tokenizer": str(path.resolve()) if path.exists() else asked}
+    tokenizer_file(str(more["tokenizer"]))
     return PartSpec(name=spec.name, params={**spec.params, **more})
 
 
