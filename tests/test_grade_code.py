@@ -109,6 +109,15 @@ def test_any_text_gives_a_program_or_none(text: str, cut: bool) -> None:
     assert all(block.text in text or block.text for block in blocks(text) if block.text)
 
 
+def test_the_search_is_linear() -> None:
+    long = 150_000
+    for text in ("```" + " " * long + "`", "`" * long + "x`", "from import " * (long // 12)):
+        find_program(text, names=["f"])
+        find_program(f"```\n{text}\n```", names=["f"])
+        find_program(f"x{text}", names=["f"])
+    find_program("a" + " ," * (long // 2), names=["f"])
+
+
 @pytest.mark.parametrize(
     "body",
     [

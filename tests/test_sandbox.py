@@ -19,6 +19,7 @@ import pytest
 
 from distill.errors import UsageError
 from distill.grade import sandbox as boxes
+from distill.grade import sandbox_http
 from distill.grade.sandbox import Limits, SandboxFailed, open_sandbox, run_job
 from distill.grade.sandbox_bwrap import Bubblewrap, interpreter
 from distill.grade.sandbox_docker import Container, usable
@@ -419,8 +420,14 @@ def test_the_filter_knows_the_machines_it_runs_on() -> None:
 class _Fusion(BaseHTTPRequestHandler):
     """A small service that speaks SandboxFusion's protocol; it isolates by our own bubblewrap."""
 
+    busy = 0
+
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if _Fusion.busy:
+            _Fusion.busy -= 1
+            self.send_error(503)
+            return
         if asked["language"] != "python" or self.path != "/run_code":
             self.send_error(404)
             return
@@ -461,8 +468,10 @@ def service(bwrap: boxes.Sandbox) -> Iterator[str]:
         thread.join()
 
 
-def test_a_service_over_http(service: str) -> None:
+def test_a_service_over_http(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_http, "PAUSES", (0.01,))
     box = open_sandbox(service)
+    _Fusion.busy = 1  # asked again
     assert script(box, "print(input()[::-1])", stdin="abc")["out"] == "cba\n"
     with pytest.raises(UsageError, match="HTTP 404"):
         open_sandbox(f"{service}/elsewhere")

@@ -12,7 +12,7 @@ PYTHON = ("python", "py", "python3", "py3", "python 3", "ipython", "sage", "pypy
 LONGEST = 200_000
 """Longest text that is taken for a program, in characters."""
 
-_FENCE = re.compile(r"([ \t]{0,12})(`{3,}|~{3,})[ \t]*([^`\n]*)$")
+_FENCE = re.compile(r"([ \t]{0,12})(`{3,}|~{3,})([^`\n]*)$")
 _STARTS = re.compile(r"(?:async[ \t]+)?(?:def|class)[ \t]+\w|(?:import|from)[ \t]+\w|@\w")
 _GOES_ON = re.compile(
     r"[ \t#)\]}@]|(?:async|def|class|import|from|if|elif|else|for|while|try|except|finally|with"
@@ -83,7 +83,7 @@ def defines(program: str, name: str) -> bool:
     return bool(
         re.search(
             rf"^(?:async[ \t]+)?(?:def|class)[ \t]+{word}\b|^{word}[ \t]*(?::[^\n=]*)?=(?!=)"
-            rf"|^(?:from[ \t][^\n]*[ \t])?import[ \t][^\n]*\b{word}\b",
+            rf"|^(?:from[ \t][^\n]{{0,100}}[ \t])?import[ \t][^\n]{{0,200}}\b{word}\b",
             program,
             re.MULTILINE,
         )

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from typing import Any
 
 from distill.grade.sandbox import MOST_REPORT, START_S, Limits, Output, SandboxFailed, script
+
+AGAIN = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses after which the same request may succeed."""
+
+PAUSES = (1.0, 4.0)
+"""Seconds before a second and a third attempt, once the service has ever answered."""
 
 
 class Service:
@@ -23,6 +30,7 @@ class Service:
         base = address.rstrip("/")
         self.name = base
         self.url = base if base.endswith("/run_code") else f"{base}/run_code"
+        self.answered = False
 
     def run(self, job: bytes, limits: Limits) -> Output:
         body = {
@@ -38,14 +46,24 @@ class Service:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        try:
-            with urllib.request.urlopen(request, timeout=limits.deadline_s + START_S) as reply:
-                data = reply.read(MOST_REPORT + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise SandboxFailed(f"{self.url}: {_told(error)}") from None
+        data = self._fetch(request, limits.deadline_s + START_S)
+        self.answered = True
         if len(data) > MOST_REPORT:
             raise SandboxFailed(f"{self.url} reported more than {MOST_REPORT >> 20} MiB")
         return self._output(data)
+
+    def _fetch(self, request: urllib.request.Request, timeout_s: float) -> bytes:
+        pauses = iter(PAUSES if self.answered else ())
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+                    return bytes(reply.read(MOST_REPORT + 1))
+            except (OSError, http.client.HTTPException) as error:
+                lasting = isinstance(error, urllib.error.HTTPError) and error.code not in AGAIN
+                pause = None if lasting or isinstance(error, TimeoutError) else next(pauses, None)
+                if pause is None:
+                    raise SandboxFailed(f"{self.url}: {_told(error)}") from None
+            time.sleep(pause)
 
     def _output(self, data: bytes) -> Output:
         try:
