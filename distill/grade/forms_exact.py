@@ -255,8 +255,8 @@ class _Exact:
         values = [self.value(argument) for argument in arguments]
         number = values[0].rational if values else None
         if number is not None and name in ("abs", "floor", "ceil"):
-            changed = {"abs": abs, "floor": Fraction.__floor__, "ceil": Fraction.__ceil__}[name]
-            return _number(Fraction(changed(number)))
+            floor, ceil = number.__floor__(), number.__ceil__()
+            return _number(Fraction({"abs": abs(number), "floor": floor, "ceil": ceil}[name]))
         return _atom(f"{name}({';'.join(key(value) for value in values)})")
 
 
@@ -313,8 +313,6 @@ def _merge(left: Monomial, right: Monomial) -> tuple[Monomial, Fraction]:
         elif atom[0] == "#" and total >= 1:
             factor *= int(atom[1:])
             total -= 1
-        elif atom.startswith("root(") and total >= 1:
-            raise TooHard
         if total:
             powers[atom] = total
         else:

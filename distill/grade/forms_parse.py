@@ -372,8 +372,8 @@ class _Parser:
         else:
             inner = self.juxtaposed()
         if name in ("exp", "sinh", "cosh"):
-            node = _exponential(name, inner)
-            return node if power is None else ("^", node, power)
+            powers = _exponential(name, inner)
+            return powers if power is None else ("^", powers, power)
         if name == "log" and base is not None:
             name = "logb"
         node: Node = ("f", name, inner, base) if base is not None else ("f", name, inner)

@@ -97,10 +97,15 @@ def _certain(form: Form) -> bool:
 def _flat(items: list[Form], kind: type) -> list[Form]:
     flat: list[Form] = []
     for item in items:
-        flat.extend(
-            item.items if isinstance(item, kind) and not getattr(item, "braces", 0) else [item]
-        )
+        if isinstance(item, (Many, Joined)) and isinstance(item, kind) and not _braced(item):
+            flat.extend(item.items)
+        else:
+            flat.append(item)
     return flat
+
+
+def _braced(form: Form) -> bool:
+    return isinstance(form, Many) and form.braces
 
 
 def _part(found: Sequence[Token]) -> Form:
@@ -144,7 +149,7 @@ def _related(pieces: Sequence[Sequence[Token]], signs: list[str]) -> Form:
 def _equal(pieces: Sequence[Sequence[Token]]) -> Form:
     first = pieces[0]
     named = not any(
-        token.kind in ("number", "e", "text") or token.text in ("+", "-", "*", "/", "frac")
+        token.kind in ("number", "e", "text") or token.text in ("+", "-", "*", "^")
         for token, under in zip(first, subscripts(first), strict=True)
         if not under
     )
