@@ -117,16 +117,22 @@ def options(**given: Any) -> argparse.Namespace:
 def test_the_command_prints_lines_that_fit_and_obey_nobody(
     runs: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "64")
     assert explain("filter", options(target=runs[1].name, runs=str(runs[0]))) == 0
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(map(len, shown.splitlines())) <= 64
     assert "\x1b" not in shown
     assert "‮" not in shown
     assert "36 traces kept (33.3%)" in shown
     assert ["length", "12", "12", "12", "12"] in [line.split() for line in shown.splitlines()]
     assert explain("filter", options(target=str(runs[1]), json=True)) == 0
     assert json.loads(capsys.readouterr().out) == explain_filters(runs[1])
+
+
+def test_a_filter_that_only_measures_is_shown(runs: Any) -> None:
+    found = explain_filters(runs[1])
+    found["filters"][0]["measured"] = {"share": {"mean": 0.98, "p10": None}}
+    assert "  share over all traces: mean 0.98" in list(lines(found, Paint(on=False)))
 
 
 def test_explain_of_another_verb_is_refused() -> None:

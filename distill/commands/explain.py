@@ -18,7 +18,10 @@ from distill.errors import UsageError
 from distill.report.explain import explain_filters
 from distill.report.words import count, percent, plural, shorten
 
-WIDEST = 100
+NARROWEST, WIDEST = 60, 100
+MARK = "\x00"
+"""Stands around the quoted place until the lines are broken; `printable` lets none through."""
+
 Explained = Mapping[str, Any]
 
 
@@ -43,7 +46,8 @@ def explain(verb: str, options: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return 0
     paint = Paint(sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-    width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+    columns = shutil.get_terminal_size((WIDEST, 24)).columns
+    width = max(NARROWEST, min(WIDEST, columns))
     for line in lines(found, paint, width):
         print(line)
     return 0
@@ -79,12 +83,12 @@ def lines(found: Explained, paint: Paint, width: int = WIDEST) -> Iterator[str]:
     how = f"{plural(bought, 'trace')} bought now" if bought else "nothing was sampled for this"
     yield paint.faint(f"{found['folder']}; {how}")
     yield ""
-    yield from _table(found, paint)
+    yield from _table(found, paint, width)
     if found["changes"]:
         yield ""
         yield from _changes(found["changes"], paint, width)
     for entry in found["filters"]:
-        if entry["dropped"]:
+        if entry["dropped"] or entry["measured"]:
             yield ""
             yield from _section(entry, paint, width)
     if found["kept_samples"]:
@@ -97,7 +101,7 @@ def lines(found: Explained, paint: Paint, width: int = WIDEST) -> Iterator[str]:
         yield from textwrap.wrap(f"note: {printable(note)}", width)
 
 
-def _table(found: Explained, paint: Paint) -> Iterator[str]:
+def _table(found: Explained, paint: Paint, width: int) -> Iterator[str]:
     entries = found["filters"]
     name = max([len(e["filter"]) for e in entries] + [len("filter")])
     columns = [key for key in ("solo", "marginal") if any(e[key] is not None for e in entries)]
@@ -110,7 +114,7 @@ def _table(found: Explained, paint: Paint) -> Iterator[str]:
         yield line if e["dropped"] else paint.faint(line)
     if columns:
         told = "alone: what it would drop by itself; only it: what no other filter drops"
-        yield paint.faint("  " + "; ".join(told.split("; ")[: len(columns)]))
+        yield from _indented("; ".join(told.split("; ")[: len(columns)]), width, paint)
 
 
 def _changes(changes: Explained, paint: Paint, width: int) -> Iterator[str]:
@@ -122,27 +126,29 @@ def _changes(changes: Explained, paint: Paint, width: int) -> Iterator[str]:
     ]
     if changes["new"]:
         total.append(f"not there before: {count(changes['new'])}")
-    yield paint.bold(f"against {changes['against']}: {', '.join(total)}")
+    yield paint.bold(f"against {changes['against']}:")
+    yield from _indented(", ".join(total), width)
     for sign, specs in (("-", changes["removed"]), ("+", changes["added"])):
         for spec in specs:
             yield f"  {sign} {shorten(printable(spec), width - 4)}"
     if changes["new_code"]:
-        yield f"  new code: {', '.join(changes['new_code'])}"
+        yield from _indented(f"new code: {', '.join(changes['new_code'])}", width)
     elif not changes["removed"] and not changes["added"]:
         yield "  the same filters on other grades or evaluation tasks, or in another order"
     for said, by in (("kept again, dropped before by", kept), ("dropped now by", dropped)):
         if by:
-            yield f"  {said}: " + ", ".join(f"{name} {count(n)}" for name, n in by.items())
+            told = ", ".join(f"{name} {count(n)}" for name, n in by.items())
+            yield from _indented(f"{said}: {told}", width)
 
 
 def _section(entry: Explained, paint: Paint, width: int) -> Iterator[str]:
     yield paint.bold(f"{entry['filter']}  {count(entry['dropped'])} dropped")
     if entry["overlaps"]:
         told = ", ".join(f"{name} {count(n)}" for name, n in entry["overlaps"].items())
-        yield paint.faint(f"  of what it would drop, others would drop too: {told}")
+        yield from _indented(f"of what it would drop, others would drop too: {told}", width, paint)
     for name, values in entry["measured"].items():
-        told = ", ".join(f"{key} {value:g}" for key, value in values.items())
-        yield paint.faint(f"  {name} over all traces: {told}")
+        told = ", ".join(f"{key} {value:g}" for key, value in values.items() if value is not None)
+        yield from _indented(f"{name} over all traces: {told}", width, paint)
     if entry["errors"]:
         yield f"  it raised on {plural(entry['errors'], 'trace')}, which were dropped"
     for sample in entry["samples"]:
@@ -168,10 +174,6 @@ def _sample(sample: Explained, paint: Paint, width: int) -> Iterator[str]:
         yield from _painted(shown, paint)
 
 
-MARK = "\x00"
-"""Stands around the quoted place until the lines are broken; `printable` lets none through."""
-
-
 def _painted(shown: list[str], paint: Paint) -> Iterator[str]:
     inside = False
     for line in shown:
@@ -181,6 +183,11 @@ def _painted(shown: list[str], paint: Paint) -> Iterator[str]:
             inside = inside != (number > 0)
             painted += paint.bold(part) if inside and part.strip() else part
         yield painted
+
+
+def _indented(text: str, width: int, paint: Paint | None = None) -> Iterator[str]:
+    broken = textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
+    yield from (paint.faint(line) if paint else line for line in broken)
 
 
 def _wrapped(label: str, text: str, width: int) -> Iterator[str]:
