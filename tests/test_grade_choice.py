@@ -44,7 +44,8 @@ def test_a_letter_in_every_dress(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     ["A dog", "I think so", "a dog", "A cat and B", "Because", "Bob", "B's", "A'", "42", "B.C. 400",
-     "", "I am", "An apple", "x+1", "A big one", r"\frac{1}{2}", "Eve", "B2", "I see why"],
+     "", "I am", "An apple", "x+1", "A big one", r"\frac{1}{2}", "Eve", "B2", "I see why",
+     "B = 5", "x: 5", "n. 4"],
 )  # fmt: skip
 def test_articles_and_words_are_no_choice(answer: str) -> None:
     assert letters_of(answer) == ""
@@ -62,10 +63,16 @@ def test_articles_and_words_are_no_choice(answer: str) -> None:
         ("All in all:\n\n**B**", "B"),
         ("bla\nC. Paris", "C"),
         ("Hm. A is the best.", "A"),
-        ("Option A bird is a good one", ""),
+        ("The answer is A dog", ""),
+        ("Option A says so.", "A"),
         ("I choose a card", ""),
         ("A dog is here", ""),
         ("It is a dog.", ""),
+        ("Option A fits, and option B fits too.", ""),
+        ("The answer isn't A: choose B", "B"),
+        ("Not A is correct, **B** is correct", "B"),
+        ("The best choice is not D. It must be option B", "B"),
+        ("I pick option D, for option A is too small", "D"),
         ("Vitamin C is healthy", ""),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,10 +37,13 @@ _NAMED = (
 _AND = r"\s{0,4}(?:,\s{0,4}and\b|,|;|/|&|\+|\band\b|\bor\b)\s{0,4}"
 _ONE = r"[(\[]?[A-Za-z][)\]]?"
 _SEVERAL = re.compile(rf"{_ONE}(?:{_AND}{_ONE})+")
-_MARKED = re.compile(r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[).:\]])(?=\s|[^A-Za-z0-9'’.]|$)")
+_MARKED = re.compile(
+    r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[)\]]|([A-Z])[.:])"
+    r"(?=\s|[^A-Za-z0-9'’.]|$)"
+)
 """`(B)`, `B)`, `B.`, `B:` before an option's text; never the B of `B.C.` or `B's`."""
 
-_DASHED = re.compile(r"([A-Z])\s{0,4}(?:[-–—=]\s)")
+_DASHED = re.compile(r"([A-Z])\s{0,4}[-–—]\s")
 _GLUED = re.compile(r"([A-Z])[).:](?![A-Z]\.)(?=[A-Z0-9])")
 _REASONED = re.compile(r"([A-Z])\s{1,4}(?:is|as|since|because|due)\b")
 _LISTED = re.compile(r"([A-HJ-Z]),\s{1,4}(?![A-Z]\b)")
@@ -50,11 +53,18 @@ _WRAPPED = re.compile(
 _SPACED = re.compile(r"([B-HJ-Z])\s{1,4}[a-z]")
 """A capital that is no English word, before a word: "B because ..."."""
 
-_PHRASE = re.compile(
-    r"(?:\b(?:options?|choices?|answers?)(?:\s{1,4}(?:is|are|would\s+be))?\s{0,4}:?\s{0,4}[*($]{0,6}"
-    r"|\b(?:choose|select|pick)\s{1,4}[*($]{0,6})([A-Z])(?![\w'’])"
-    r"|[*(]{0,4}\b([A-Z])[)*]{0,4}\s{1,4}is\s{1,4}(?:the\s{1,4})?(?:correct|right|best)\b"
+_LETTER = r"[*($]{0,6}(?P<%s>[A-Z])(?![\w'’])"
+_CHOSEN = re.compile(
+    r"(?:\b(?i:answer|(?:correct|right|best)\s{1,4}(?:option|choice))s?"
+    r"(?:\s{0,4}:|\s{1,4}(?:is|are|would\s{1,4}be))\s{0,4}"
+    + (_LETTER % "called")
+    + r"|\b(?i:choose|select|pick)\s{1,4}(?:(?:option|choice)\s{1,4})?"
+    + (_LETTER % "chosen")
+    + r"|\b(?P<praised>[A-Z])[)*]{0,4}\s{1,4}(?:is|seems)\s{1,4}(?:the\s{1,4})?"
+    r"(?:correct|right|best|true|answer)\b)"
 )
+_MENTIONED = re.compile(r"\b(?i:option|choice|answer)\s{1,4}" + _LETTER % "mentioned")
+_DENIED = re.compile(r"(?:\bnot|n['’]t|\bnor)\s{1,4}(?:the\s{1,4})?[*($]{0,6}$")
 _ARTICLE = re.compile(r"\s{1,4}[a-z]")
 _CORRECT = re.compile(r"\s{1,4}(?:is|as|since|because|for|and|or|due)\b")
 
@@ -174,20 +184,33 @@ def _if(letters: str, options: Options) -> str:
 
 
 def spoken(text: str, options: Options = NONE) -> str:
-    """The last letter that a text without a marked answer calls its choice, else ''."""
-    found = ""
-    for match in _PHRASE.finditer(text):
-        letter = match.group(1) or match.group(2)
-        rest = text[match.end() :]
-        article = letter in "AI" and _ARTICLE.match(rest) and not _CORRECT.match(rest)
-        if match.group(1) and article:
-            continue
-        found = _if(letter, options) or found
-    if found:
-        return found
+    """The letter that a text without a marked answer calls its choice, else ''.
+
+    The last one that is called the answer; else one that is the only one mentioned as an option;
+    else the letter that the last line begins with.
+    """
+    chosen = list(_said(_CHOSEN, text, options))
+    if chosen:
+        return chosen[-1]
+    mentioned = set(_said(_MENTIONED, text, options))
+    if mentioned:
+        return mentioned.pop() if len(mentioned) == 1 else ""
     lines = [line for line in text.splitlines() if line.strip(_DRESS)]
     last = lines[-1] if lines else ""
     return letters_of(last, options) if len(last) <= 200 else ""
+
+
+def _said(pattern: re.Pattern[str], text: str, options: Options) -> Iterator[str]:
+    """The letters that a pattern finds, without articles and what is denied."""
+    for match in pattern.finditer(text):
+        group = next(name for name, found in match.groupdict().items() if found)
+        letter, rest = match[group], text[match.end() : match.end() + 16]
+        article = letter in "AI" and group in ("called", "chosen")
+        article = article and _ARTICLE.match(rest) and not _CORRECT.match(rest)
+        before = text[max(0, match.start(group) - 16) : match.start(group)]
+        if article or _DENIED.search(before) or not options.allow(letter):
+            continue
+        yield letter
 
 
 def gold_letters(gold: str, options: Options, kind: GoldKind = "auto") -> str:
