@@ -26,6 +26,8 @@ Vector = dict[str, float]
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")
 """A capital within a sentence: people, months and places, which are the first to be exchanged."""
+_ARTICLES = ("a", "i")
+"""Letters that are words where words stand around them."""
 _OF_A_NAME = 0.25
 """What a name counts as, next to a word that stands there once."""
 _WORDLIKE = re.compile(rf"[{UNSPACED}]")
@@ -71,6 +73,8 @@ _SEEN = {key: share * _BEFORE / 100 for share, keys in _COMMON.items() for key i
 _PARALLEL = 0.8
 """From here on two questions say the same things in the same order, numbers aside."""
 _FORMULAS = 0.75
+_NOTHING = frozenset({""})
+"""The key of a question that has nothing to be told by."""
 _LONG = 12
 """Signs, numbers and letters that formulas must have to stand for a problem by themselves."""
 
@@ -86,8 +90,8 @@ class Rewordings:
     another, each weighted by how rare it is, names the least. For each number fewer than three
     that they have in common 0.1 more is asked. Where the words stand in the same order the
     numbers must too, or it is a template filled in another way. Of questions of fewer than `n`
-    words, and of those without numbers, the formulas must be the same but for the names of
-    variables, and without numbers the words of one must stand in the other in their order.
+    words the formulas must be the same but for the names of variables; of those without numbers
+    also all words that are not very common, in their order.
 
     A translation has no words in common. It is found by its formulas if they are long, and
     their numbers and most of their signs are the same in the same order.
@@ -96,7 +100,7 @@ class Rewordings:
     def __init__(self, alike: float, n: int) -> None:
         self.alike, self.n = alike, n
         self._asked: list[tuple[Asked, Anatomy]] = []
-        self._by_numbers: dict[frozenset[str], list[int]] = defaultdict(list)
+        self._by_key: dict[frozenset[str], list[int]] = defaultdict(list)
         self._by_fewer: dict[frozenset[str], list[int]] = defaultdict(list)
         self._holders: Counter[str] = Counter()
         self._questions = 0
@@ -106,7 +110,7 @@ class Rewordings:
         """Enter an evaluation question."""
         anatomy = dissect(parse(asked.text))
         at = len(self._asked)
-        self._by_numbers[anatomy.numbers].append(at)
+        self._by_key[anatomy.key].append(at)
         for fewer in _without_one(anatomy.numbers):
             self._by_fewer[fewer].append(at)
         self._asked.append((asked, anatomy))
@@ -118,7 +122,7 @@ class Rewordings:
         anatomy = dissect(question)
         self._questions += 1
         self._holders.update(self._holders.keys() & anatomy.features.keys())
-        return bool(self._candidates(anatomy.numbers))
+        return bool(self._candidates(anatomy))
 
     def settle(self) -> None:
         """Weigh the words by how rare they are among all questions counted."""
@@ -128,7 +132,7 @@ class Rewordings:
         """The evaluation question that is most alike, or None if none is alike enough."""
         ours = dissect(question)
         vector, best, found, rule = self._unit(ours.features), 0.0, None, ""
-        for at, shared in self._candidates(ours.numbers):
+        for at, shared in self._candidates(ours):
             asked, theirs = self._asked[at]
             other = self._vectors[at]
             score = sum(value * other[key] for key, value in vector.items() if key in other)
@@ -139,13 +143,16 @@ class Rewordings:
                 best, found, rule = score, asked, "formulas"
         return _hit(question, ours, found, best, rule) if found else None
 
-    def _candidates(self, held: frozenset[str]) -> list[tuple[int, int]]:
+    def _candidates(self, ours: Anatomy) -> list[tuple[int, int]]:
         """(place in `_asked`, numbers in common less those that one of the two lacks)."""
-        found = [(at, len(held)) for at in self._by_numbers.get(held, ())]
+        held, key = ours.numbers, ours.key
+        if key is _NOTHING:
+            return []
+        found = [(at, len(held)) for at in self._by_key.get(key, ())]
         if len(held) >= _FULL:
             found += [(at, len(held) - 1) for at in self._by_fewer.get(held, ())]
         for fewer in _without_one(held):
-            found += [(at, len(fewer) - 1) for at in self._by_numbers.get(fewer, ())]
+            found += [(at, len(fewer) - 1) for at in self._by_key.get(fewer, ())]
         return found
 
     def _unit(self, features: Features) -> Vector:
@@ -159,10 +166,10 @@ class Rewordings:
         return math.log((self._questions + _BEFORE) / (seen + 1))
 
     def _admits(self, ours: Anatomy, theirs: Anatomy, shared: int) -> bool:
-        if not shared or min(ours.size, theirs.size) < self.n:
-            return ours.formulas == theirs.formulas and (
-                shared > 0 or _within(ours.words, theirs.words) or _within(theirs.words, ours.words)
-            )
+        if not shared:
+            return True
+        if min(ours.size, theirs.size) < self.n:
+            return ours.formulas == theirs.formulas
         if _within(ours.order, theirs.order) or _within(theirs.order, ours.order):
             return True
         return _ratio(ours.words, theirs.words) < _PARALLEL
@@ -184,6 +191,14 @@ class Anatomy:
     features: Features
     """Stems, numbers, and neighbours within formulas, with how often each stands there."""
 
+    @property
+    def key(self) -> frozenset[str]:
+        """The numbers; of a question without any its formulas and uncommon words in order."""
+        if self.numbers:
+            return self.numbers
+        rare = [word for word in self.words if word not in _SEEN]
+        return frozenset([" ".join([*rare, "|", *self.formulas])]) if len(rare) > 1 else _NOTHING
+
 
 def dissect(question: Parsed) -> Anatomy:
     """Take a question apart into words, numbers and formulas."""
@@ -196,9 +211,11 @@ def dissect(question: Parsed) -> Anatomy:
     named: list[str] = []
     letters: dict[str, str] = {}
     before = ""
-    for token in question.tokens:
+    for at, token in enumerate(question.tokens):
         kind, key = _kind(token)
         if token in _FRAMES and "begin" in commands:
+            continue
+        if token in _ARTICLES and not before and _is_word(question.tokens[at + 1 : at + 2]):
             continue
         if kind == "word" and token not in commands:
             (named if token in names else words).append(key)
@@ -236,6 +253,10 @@ def _kind(token: str) -> tuple[str, str]:
     if len(token) == 1 and not _WORDLIKE.match(token):
         return "letter", "?"
     return "word", token[:_STEM]
+
+
+def _is_word(tokens: Sequence[str]) -> bool:
+    return all(_kind(token)[0] == "word" for token in tokens)
 
 
 def _without_one(held: frozenset[str]) -> Iterator[frozenset[str]]:
