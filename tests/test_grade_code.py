@@ -466,7 +466,10 @@ def test_settings_that_make_no_sense() -> None:
         Code(test_s=0)
     with pytest.raises(UsageError, match="no sandbox 'none'"):
         Code(sandbox="none")
-    Code(sandbox="none", lazy=True)
+    lazy = Code(sandbox="none", lazy=True)
+    lazy.ready([Problem(messages=(), gold="1")])
+    with pytest.raises(UsageError, match="no sandbox 'none'"):
+        lazy.ready([problem(ASSERTS)])
 
 
 # -- from a data set to a grade --------------------------------------------------------------
