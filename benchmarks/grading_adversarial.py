@@ -271,8 +271,6 @@ def code(rng: random.Random) -> Case:
         "exec('while 1: pass')",
         "().__class__.__bases__[0]",
         "lambda: 0",
-    )
-    lines += (
         "\\input{/etc/passwd}",
         "\\write18{sleep 9}",
         "9**9**9**9",

@@ -15,6 +15,7 @@ text's repr and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import sys
@@ -189,12 +190,12 @@ def fuzz(seconds: float, seed: int, data: Path, checks: bool) -> int:
     with Judge(Grading(timeout_s=1.0), Path()) as judge:
         while time.monotonic() < until:
             pair = case(rng, seeds)
-            findings += _reported(pair, lambda pair=pair: look(rules, *pair))
+            findings += _reported(pair, functools.partial(look, rules, *pair))
             tried += 1
             if checks:
                 batch.append(pair)
                 if len(batch) == 64:
-                    findings += _reported(pair, lambda held=batch: _judged(judge, held))
+                    findings += _reported(pair, functools.partial(_judged, judge, batch))
                     batch = []
     print(f"{tried:,} texts from {len(seeds):,} seeds, {len(rules)} graders, {findings} findings")
     return findings

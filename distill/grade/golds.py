@@ -140,8 +140,8 @@ def check_ready(problems: Sequence[Problem], grading: Grading, folder: Path) -> 
 
     Asks the `ready(problems)` of graders that have one.
     """
-    lists = {None: rules_specs(grading, folder), **source_specs(grading, folder)}
-    for source, specs in lists.items():
+    lists: list[tuple[str | None, list[GraderSpec]]] = [(None, rules_specs(grading, folder))]
+    for source, specs in [*lists, *source_specs(grading, folder).items()]:
         for spec in specs:
             ready = getattr(build(spec), "ready", None)
             if ready is not None:

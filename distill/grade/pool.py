@@ -54,7 +54,7 @@ _orders: queue.SimpleQueue[_Order] | None = None
 _orders_lock = threading.Lock()
 
 
-def _start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+def _start(command: list[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Popen in a thread that never ends.
 
     The kernel kills a worker when the thread that started it ends, not when the process does, and
@@ -74,7 +74,7 @@ def _starter(orders: queue.SimpleQueue[_Order]) -> None:
     while True:
         started, command, options = orders.get()
         try:
-            started.set_result(subprocess.Popen(command, **options))
+            started.set_result(subprocess.Popen[bytes](command, **options))
         except BaseException as error:
             started.set_exception(error)
 
@@ -109,11 +109,13 @@ class _Member:
             descriptor = theirs.fileno()
             self.process = _start(
                 [sys.executable, "-c", _BOOT, str(descriptor), str(os.getpid()), str(memory), path],
-                pass_fds=(descriptor,),
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                env=environment,
-                start_new_session=True,
+                {
+                    "pass_fds": (descriptor,),
+                    "stdin": subprocess.DEVNULL,
+                    "stdout": 2,
+                    "env": environment,
+                    "start_new_session": True,
+                },
             )
         self.pipe = Connection(ours.detach())
         self.jobs: deque[Job] = deque()
