@@ -154,14 +154,14 @@ def test_solo_marginal_and_overlaps(tmp_path: Path) -> None:
     ("name", "text", "reason"),
     [
         ("exits", "exit", "error: ended its process (exit code 3)"),
-        ("hangs", "hang", "error: took longer than 0.5 s and was killed"),
+        ("hangs", "hang", "error: took longer than 0.2 s and was killed"),
     ],
 )
 def test_a_filter_that_ends_or_hangs_its_worker_costs_one_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, reason: str
 ) -> None:
-    monkeypatch.setattr(parallel, "DEADLINE_S", 0.5)
-    monkeypatch.setattr(parallel, "POLL_S", 0.1)
+    monkeypatch.setattr(parallel, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(parallel, "POLL_S", 0.05)
     files = write(tmp_path, ["fine"] * 5 + [text] + ["fine"] * 5)
     verdicts, summary = run(tmp_path, files, [f"./mine.py:{name}", "truncated"], 1)
     rows = [json.loads(line) for line in verdicts.splitlines()]

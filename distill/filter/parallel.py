@@ -73,7 +73,6 @@ class _Member:
         self.pipe = Connection(ours.detach())
         self.pipe.send(setting)
         self.job: Job | None = None
-        self.answered = False
         self.seen, self.since, self.waited = IDLE, 0.0, 0.0
 
     def at(self) -> tuple[int, int]:
@@ -171,22 +170,19 @@ class FilterPool:
         for pipe in wait(list(pipes), POLL_S):
             member = pipes[pipe]  # type: ignore[index]
             try:
-                ticket, reply = self._receive(member)
+                answer: Reply = member.pipe.recv()
             except (EOFError, OSError):
                 self._bury(member, queue, "")
                 continue
+            ticket, reply = answer
             if not isinstance(reply, Answers):
                 raise _error_of(*reply)
-            member.job, member.answered = None, True
+            member.job = None
             done[ticket] = reply
         for member in list(self._members):
             if member.job and member.overdue(self.deadline_s):
                 why = f"took longer than {self.deadline_s:g} s and was killed"
                 self._bury(member, queue, why)
-
-    def _receive(self, member: _Member) -> Reply:
-        reply: Reply = member.pipe.recv()
-        return reply
 
     def _bury(self, member: _Member, queue: deque[Job], why: str) -> None:
         """End a worker. Its job is queued again in front, without the question that ended it."""
@@ -219,8 +215,3 @@ def _error_of(kind: str, message: str, hint: str) -> DistillError:
         # Rebuilt as its own class without its constructor, whose arguments differ by class.
         error.__class__ = found
     return error
-
-
-def default_workers() -> int:
-    """One worker for each processor that this process may use, 32 at most."""
-    return min(len(os.sched_getaffinity(0)), 32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,10 +20,11 @@ from typing import Any
 from distill.errors import DistillError
 from distill.filter.asking import Answers, Question, ask_block
 from distill.filter.ledger import MAX_ERROR_SHARE, Ledger
-from distill.filter.parallel import FilterPool, default_workers
+from distill.filter.parallel import FilterPool
 from distill.filter.parts import Item, Part, build, filters_identity
 from distill.filter.reading import Block, Files, ProblemFile, blocks, read_block, read_items
 from distill.filter.worker import Setting, pickle_questions
+from distill.grade.pool import default_workers
 from distill.progress import Progress
 from distill.records import Problem, read_records, write_jsonl
 from distill.schema import PartSpec
@@ -61,7 +62,8 @@ def filter_traces(
     tasks = {path.stem: list(read_records(Problem, path)) for path in eval_files}
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        spill = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".filter-", dir=out)))
+        spill = _emptied(out / "scratch")
+        stack.callback(shutil.rmtree, spill)
         files = Files(problems, traces, grades)
         chain = build(filters, folder)
         if workers is None:
@@ -225,6 +227,13 @@ class _Run:
 
     def _can_travel(self, question: Question) -> bool:
         return self.pool is None or pickle_questions([question], self.spill / "probe.pickle")
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder, without what a run that was killed left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _begin(part: Part, problems: ProblemFile, tasks: dict[str, list[Problem]]) -> None:
