@@ -74,7 +74,8 @@ def _starter(orders: queue.SimpleQueue[_Order]) -> None:
     while True:
         started, command, options = orders.get()
         try:
-            started.set_result(subprocess.Popen[bytes](command, **options))
+            process: subprocess.Popen[bytes] = subprocess.Popen(command, **options)
+            started.set_result(process)
         except BaseException as error:
             started.set_exception(error)
 
