@@ -55,6 +55,7 @@ def naive(model_folder: Path, file: Path, config: dict[str, Any]) -> float:
     return total / count
 
 
+@pytest.mark.slow
 def test_it_is_the_mean_over_trained_tokens_and_moves_no_weight(base: Path, tmp_path: Path) -> None:
     student, config = train(base, tmp_path / "with", 5, student__template="plain")
     without, _ = train(base, tmp_path / "without", 0, student__template="plain")
