@@ -205,12 +205,12 @@ def _said(pattern: re.Pattern[str], text: str, options: Options) -> Iterator[str
     for match in pattern.finditer(text):
         group = next(name for name, found in match.groupdict().items() if found)
         letter, rest = match[group], text[match.end() : match.end() + 16]
-        article = letter in "AI" and group in ("called", "chosen")
-        article = article and _ARTICLE.match(rest) and not _CORRECT.match(rest)
         before = text[max(0, match.start(group) - 16) : match.start(group)]
-        if article or _DENIED.search(before) or not options.allow(letter):
+        article = group in ("called", "chosen") and letter in "AI" and _ARTICLE.match(rest)
+        if article and not _CORRECT.match(rest):
             continue
-        yield letter
+        if options.allow(letter) and not _DENIED.search(before):
+            yield letter
 
 
 def gold_letters(gold: str, options: Options, kind: GoldKind = "auto") -> str:
