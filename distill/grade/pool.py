@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -49,13 +49,14 @@ _BOOT = (
 )
 
 
-_Order = tuple["Future[subprocess.Popen[bytes]]", list[str], dict[str, Any]]
+_Process = subprocess.Popen[bytes]
+_Order = tuple["Future[_Process]", Callable[[], _Process]]
 _orders: queue.SimpleQueue[_Order] | None = None
 _orders_lock = threading.Lock()
 
 
-def _start(command: list[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Popen in a thread that never ends.
+def _started(start: Callable[[], _Process]) -> _Process:
+    """A process that is started in a thread that never ends.
 
     The kernel kills a worker when the thread that started it ends, not when the process does, and
     a caller's thread (of an executor, of a notebook cell) may end long before its pool is closed.
@@ -65,17 +66,16 @@ def _start(command: list[str], options: dict[str, Any]) -> subprocess.Popen[byte
         if _orders is None:
             _orders = queue.SimpleQueue()
             threading.Thread(target=_starter, args=(_orders,), daemon=True).start()
-        started: Future[subprocess.Popen[bytes]] = Future()
-        _orders.put((started, command, options))
+        started: Future[_Process] = Future()
+        _orders.put((started, start))
     return started.result()
 
 
 def _starter(orders: queue.SimpleQueue[_Order]) -> None:
     while True:
-        started, command, options = orders.get()
+        started, start = orders.get()
         try:
-            process: subprocess.Popen[bytes] = subprocess.Popen(command, **options)
-            started.set_result(process)
+            started.set_result(start())
         except BaseException as error:
             started.set_exception(error)
 
@@ -108,15 +108,16 @@ class _Member:
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
         with theirs:
             descriptor = theirs.fileno()
-            self.process = _start(
-                [sys.executable, "-c", _BOOT, str(descriptor), str(os.getpid()), str(memory), path],
-                {
-                    "pass_fds": (descriptor,),
-                    "stdin": subprocess.DEVNULL,
-                    "stdout": 2,
-                    "env": environment,
-                    "start_new_session": True,
-                },
+            command = [str(descriptor), str(os.getpid()), str(memory), path]
+            self.process = _started(
+                lambda: subprocess.Popen(
+                    [sys.executable, "-c", _BOOT, *command],
+                    pass_fds=(descriptor,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    env=environment,
+                    start_new_session=True,
+                )
             )
         self.pipe = Connection(ours.detach())
         self.jobs: deque[Job] = deque()
