@@ -158,13 +158,25 @@ def test_never_from_inside_the_thinking(code: Code) -> None:
         (HUMANEVAL, "    return sum(xs)"),
         (STDIO, "a, b = map(int, input().split())\nprint(a + b)"),
         (STDIO, "import sys\nprint(float(sum(map(int, open(0).read().split()))), end='  ')"),
+        (STDIO, "for a in open(0):\n    print(sum(map(int, a.split())))\n    exit()"),
         (FUNCTIONAL, SOLUTION),
         (
             FUNCTIONAL,
             SOLUTION.replace("class Solution:", "").replace("self, ", "").replace("\n    ", "\n"),
         ),
     ],
-    ids=["asserts", "code", "json", "whole", "body", "stdio", "numbers", "class", "function"],
+    ids=[
+        "asserts",
+        "code",
+        "json",
+        "whole",
+        "body",
+        "stdio",
+        "numbers",
+        "exit",
+        "class",
+        "function",
+    ],
 )
 def test_right_programs(code: Code, tests: Any, program: str) -> None:
     made = graded(code, tests, program)
@@ -195,6 +207,29 @@ def test_wrong_programs_and_why(
     assert made.outcome == "wrong", made
     assert detail in made.detail
     assert made.score == pytest.approx(score)
+
+
+IDIOMS = """
+import atexit, io, os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+sys.setrecursionlimit(10**6)
+threading.stack_size(2**26)
+input = io.BytesIO(os.read(0, 10**6)).readline
+sys.stdout = io.StringIO()
+atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))
+def deep(n):
+    return 0 if n == 0 else 1 + deep(n - 1)
+def main():
+    with ThreadPoolExecutor(2) as pool:
+        print(sum(pool.map(int, input().split())) + deep(5000) - 5000)
+if __name__ == "__main__":
+    threading.Thread(target=main).start()
+"""
+
+
+def test_what_contest_programs_do_works(code: Code) -> None:
+    made = graded(code, STDIO, IDIOMS)
+    assert made.correct, made.detail
 
 
 def test_a_program_that_takes_too_long_is_wrong(code: Code) -> None:

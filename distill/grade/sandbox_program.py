@@ -104,6 +104,8 @@ def execute(source: str, name: str, usual: bool, before: Sequence[str] = ()) -> 
     if usual:
         sys.setrecursionlimit(50_000)  # as in LiveCodeBench's lcb_runner/evaluation/testing_util.py
         module.__dict__.update(usual_names(source))
+    for ending in ("exit", "quit"):  # `site` makes them, which is not imported here
+        setattr(builtins, ending, sys.exit)
     module.__dict__["__builtins__"] = builtins
     for code in before:
         with contextlib.suppress(Exception):
@@ -127,8 +129,9 @@ def run_script(source: str, usual: bool) -> int:
     import atexit
 
     atexit._run_exitfuncs()  # some programs print all their output there
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.__stdout__, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or of the program's own making
+            stream.flush()
     return code
 
 
