@@ -13,6 +13,7 @@ Exit code 0: graded, whatever the grades; 1: no row could be used; 2: no such fi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -53,7 +54,9 @@ def _grade_file(options: argparse.Namespace) -> int:
     counts = _Counts()
     started = time.monotonic()
     with Judge(config, folder) as judge:
-        rows = counts.over(graded_rows(_lines(path, options.limit), judge))
+        # Rows that run over the terminal are progress enough.
+        shown = bool(options.out or options.json) or not sys.stdout.isatty()
+        rows = counts.over(graded_rows(_lines(path, options.limit, shown=shown), judge))
         if options.out:
             _write(Path(options.out), rows)
         else:
@@ -99,18 +102,21 @@ def _grading(options: argparse.Namespace) -> tuple[Any, Path]:
     return recipe.grading, Path.cwd()
 
 
-def _lines(path: Path, limit: int | None) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, limit: int | None, *, shown: bool) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines of a file that hold something; `shown` with progress."""
     from distill.progress import Progress
 
     with path.open("rb") as file:
         total = sum(1 for line in file if line.strip())
         file.seek(0)
         most = total if limit is None else min(limit, total)
-        with Progress("grade", most, "rows") as progress:
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress("grade", most, "rows")) if shown else None
             numbered = ((n, line) for n, line in enumerate(file, 1) if line.strip())
             for _, line in zip(range(most), numbered, strict=False):
                 yield line
-                progress.update(1)
+                if progress is not None:
+                    progress.update(1)
 
 
 def graded_rows(lines: Iterable[tuple[int, bytes]], judge: Any) -> Iterator[dict[str, Any]]:
