@@ -164,7 +164,17 @@ def test_words_are_told_apart_as_plain_ones_are(text: str) -> None:
         found, plain = words_of(text, masked=masked), plain_words(text, masked)
         assert len(found.starts) == len(plain)
         assert len(set(found.hashes.tolist())) == len(set(plain))
-        assert found.long == any(len(word) == LONGEST for word in plain) or found.long
+        assert found.long or all(len(word) < LONGEST for word in plain_words(text))
+
+
+@given(
+    st.lists(st.sampled_from([*pieces, "a 1 b 2 c 3 ", "9" * 70]), max_size=80).map("".join),
+    st.integers(2, 4),
+)
+def test_one_look_at_masked_numbers_loses_no_loop(text: str, times: int) -> None:
+    rule = Repetition(max_share=0.2, words=3, times=times, max_counting=None)
+    found = rule._phrases(text)
+    assert (found is not None) == (plain_share(text, 3, times)[0] > 0.2)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 21), st.integers(2, 4))

@@ -50,7 +50,8 @@ class Words:
     starts: Places
     hashes: U64
     long: bool
-    """Whether any word was cut: then the pieces of words that are alike need not be the same."""
+    """Whether any word was cut, here or where numbers are not masked: then the words of the two
+    need not be the same ones, and repeats in the one say nothing of the other."""
 
     def quoted(self, first: int, count: int) -> str:
         """`count` words from the first on, with single spaces between them."""
@@ -77,7 +78,9 @@ def words_of(text: str, *, masked: bool = False) -> Words:
     """The words of a text; with `masked`, numbers (points and commas inside included) as `#`."""
     data = text.encode("utf-8", "surrogatepass").translate(_MASK if masked else _BLANK)
     codes = np.frombuffer(data, dtype=np.uint8)
+    unbroken = False
     if masked:
+        unbroken = _unbroken(codes) > LONGEST
         codes = _collapsed(codes)
     inside = codes != 0
     new = inside.copy()
@@ -89,14 +92,20 @@ def words_of(text: str, *, masked: bool = False) -> Words:
             new[3:] |= alone[:-3] & inside[3:]
     starts = np.flatnonzero(new)
     if not len(starts):
-        return Words(codes, starts, np.zeros(0, np.uint64), long=False)
+        return Words(codes, starts, np.zeros(0, np.uint64), unbroken)
     # The distance to the next word holds the white space between; the words may still be short.
     long = int(np.diff(starts, append=len(codes)).max()) > LONGEST
     if long:
         pieces = _cut(starts, inside)
         long = len(pieces) > len(starts)
         starts = pieces
-    return Words(codes, starts, _hashes(codes, starts), long)
+    return Words(codes, starts, _hashes(codes, starts), long or unbroken)
+
+
+def _unbroken(codes: Bytes) -> int:
+    """The greatest number of bytes without white space between them."""
+    blanks = np.flatnonzero(codes == 0)
+    return int(np.diff(blanks, prepend=-1, append=len(codes)).max()) - 1
 
 
 def _collapsed(codes: Bytes) -> Bytes:
