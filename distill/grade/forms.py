@@ -284,12 +284,18 @@ def _words_values(words: Words, other: Many | Sequenced | Matrix) -> bool | None
     """Words beside several numbers: another answer, unless they count or say "all"."""
     if isinstance(other, Matrix) or getattr(other, "certain", False):
         return None
-    plain = all(isinstance(item, (Formula, Sequenced)) for item in other.items)
+    plain = all(_numeric(item) for item in other.items)
     endless = any(isinstance(i, Formula) and infinite(i.node) for i in other.items)
     spoken = set(words.text.split())
     if not plain or endless or len(other.items) < 2 or words.text == ELLIPSIS:
         return None
     return None if spoken & (_COUNTING | {"all", "every", "any"}) else False
+
+
+def _numeric(form: Form) -> bool:
+    if isinstance(form, Sequenced):
+        return all(_numeric(item) for item in form.items)
+    return isinstance(form, Formula) and not form.symbols - {"pi", "e", "i"}
 
 
 def _based(gold: Based, answer: Based) -> bool | None:

@@ -383,10 +383,16 @@ class _Parser:
         if self.sees("command", *FUNCTIONS.values()) and not self.sees("command", "sqrt"):
             raise TooHard
         node = self.factor()
+        scalar = node[0] == "n" or node == ("s", "pi")
         while self.begins_factor() and not self.sees("sign", "(", "[", "{"):
             if self.sees("command", *FUNCTIONS.values()) and not self.sees("command", "sqrt"):
                 break
-            node = ("*", node, self.factor())
+            more = self.factor()
+            # \\sin 2x and \\sin\\omega t have one reading, \\sin x e^x has two.
+            if not scalar and not (node[0] == "s" and more == ("s", "t")):
+                raise TooHard
+            scalar = scalar and (more[0] == "n" or more == ("s", "pi"))
+            node = ("*", node, more)
         if self.sees("sign", "(", "[", "{", "/"):
             raise TooHard
         return node

@@ -92,7 +92,9 @@ def based(found: Sequence[Token]) -> Form:
 
 
 def words_of(found: Sequence[Token]) -> Words | None:
-    """Text, if the answer is nothing else."""
+    """Text, if the answer is nothing else. `BAC` is one too: an order of letters, no product."""
+    if len(found) == 1 and found[0].kind == "word" and found[0].text.isupper():
+        return Words(found[0].text.lower())
     if any(
         token.kind not in ("word", "text", "letter") and token.text not in "-'.!?,"
         for token in found

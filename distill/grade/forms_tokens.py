@@ -52,8 +52,8 @@ _SPACE = re.compile(
     r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|\\(?:thinspace|hspace\*?\{[^{}]*\})|~|\s"
 )
 _FONT = re.compile(
-    r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathsf|mathbb|vec|overrightarrow|hat|bar|overline"
-    r"|operatorname\*?)(?![a-zA-Z])"
+    r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathsf|mathbb|vec|overrightarrow|operatorname\*?)"
+    r"(?![a-zA-Z])|\\overline(?=\s*\{\s*[A-Z]{2})"
 )
 _TEXT = (
     r"\\(?:text|mathrm|mbox|textbf|textit|textrm|textnormal|textup|hbox|emph)\s*"
@@ -63,6 +63,7 @@ _RAISED_RUN = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _GLUED = re.compile(r"(?<=[\d)\]}])(or|and)(?=[-\dA-Z(\\])")
 _TIMES_TEN = re.compile(r"(?<=[\d.])\s*[xX]\s*(?=10\s*\^)")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,)\s*\d{3})+(?!\d)")
+_REPEATING = re.compile(r"(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot)\s*(?:\{(\d{1,20})\}|(\d))")
 _DERIVATIVE = re.compile(
     r"\\frac\{d(?:\^\{?(?P<n>[23])\}?)?(?P<y>[A-Za-z]|\\[a-zA-Z]+)(?P<sub>_\w|_\{\w+\})?(?P<of>\([a-z]\))?\}"
     r"\{d\s*(?P<x>[a-z])(?:\^\{?[23]\}?)?\}"
@@ -102,7 +103,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\[()\[\]]", " ", text)
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m.group()), text)
     text = _FONT.sub("", _DROP.sub("", text))
-    text = _DERIVATIVE.sub(_derivative, text)
+    text = _REPEATING.sub(_repeating, _DERIVATIVE.sub(_derivative, text))
     text = _SPACE.sub(" ", text).strip()
     text = text.rstrip(" .,;:")
     text = _GLUED.sub(r" \1 ", text)
@@ -117,6 +118,14 @@ def _derivative(match: re.Match[str]) -> str:
     dots = "d" * (int(match["n"] or 1) - 1)
     inner = match["y"] + (match["sub"] or "")
     return f"\\{dots}dot{{{inner}}}" + (match["of"] or "") if match["x"] == "t" else match.group()
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` as a fraction."""
+    whole, fixed, again = match[1], match[2], match[3] or match[4]
+    below = 10 ** len(fixed) * (10 ** len(again) - 1)
+    above = int(whole + fixed + again) - int(whole + fixed)
+    return f"\\frac{{{above}}}{{{below}}}"
 
 
 def tokens(text: str) -> list[Token]:
