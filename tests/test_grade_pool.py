@@ -33,6 +33,8 @@ def grade(problem, trace):
         raise KeyError("k")
     if problem == "memory":
         bytearray(64 << 30)
+    if problem == "grow":
+        bytearray(400 << 20)
     if problem == "bool":
         return True
     if problem == "child":
@@ -190,6 +192,16 @@ def test_a_worker_that_dies_idle_takes_no_check_along(spec: GraderSpec) -> None:
         assert _gone(worker)
         assert [g.outcome for g in judged(pool, spec, ["a", "b"])] == ["correct"] * 2
         assert pool.killed == 1
+
+
+def test_a_worker_that_used_much_memory_is_replaced_and_harms_no_neighbour(
+    spec: GraderSpec,
+) -> None:
+    with GraderPool(workers=1, memory=700 << 20) as pool:
+        words = ["pid", *"abcdefgh", "grow", *"ijkl", "pid"]
+        grades = judged(pool, spec, words)
+        assert all(g.correct for g in grades)
+        assert grades[0].detail != grades[-1].detail
 
 
 def test_workers_outlive_the_thread_that_asked_first(spec: GraderSpec) -> None:

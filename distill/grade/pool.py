@@ -33,7 +33,7 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.grade.parts import GraderSpec
-from distill.grade.worker import Job, waited
+from distill.grade.worker import LEAVING, Job, waited
 from distill.records import Grade
 
 LOAD_S = 120.0
@@ -284,6 +284,11 @@ class GraderPool:
     def _read(self, member: _Member) -> None:
         while member.jobs and member.pipe.poll():
             ticket, grade, when = member.pipe.recv()
+            if ticket == LEAVING:
+                self._queue.extendleft(reversed(member.jobs))
+                member.jobs.clear()
+                self._bury(member, "")
+                return
             if grade is not None:
                 busy = when[0] - member.since - (when[1] - member.waited)
                 self.longest = max(self.longest, busy / member.limit)

@@ -39,7 +39,10 @@ Clock = tuple[float, float]
 """Monotonic time, and the time that the worker has waited for a processor, in seconds."""
 
 Reply = tuple[int, Grade | None, Clock]
-"""(ticket, grade, when it was done); without a grade: the check begins now."""
+"""(ticket, grade, when it was done); without a grade: the check begins now, or, with the ticket
+LEAVING, the worker ends here and what it has not answered is for another."""
+
+LEAVING = 0
 
 
 def main(descriptor: int, parent: int, memory: int) -> None:
@@ -64,6 +67,9 @@ def main(descriptor: int, parent: int, memory: int) -> None:
                     detail = f"cannot be loaded: {type(error).__name__}: {error}"[:300]
                     grade = Grade(outcome="error", grader=job.spec.name, detail=detail)
                 pipe.send((job.ticket, grade or worker.grade(job), clock()))
+                if worker.bloated():
+                    pipe.send((LEAVING, None, clock()))
+                    return
 
 
 def waited(process: int | str) -> float:
@@ -102,6 +108,11 @@ class Worker:
         grader.warm(job.part)
         warm.add(job.part)
         return True
+
+    def bloated(self) -> bool:
+        """True once it has used half of its memory: the next check should not run short of it."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return 0 < self.memory < 2 * peak
 
     def grade(self, job: Job) -> Grade:
         """The grade of one check; an exception is an `error` grade."""
