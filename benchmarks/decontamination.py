@@ -7,10 +7,12 @@ LaTeX, with typos, renamed, in another order, within a longer text, reworded and
 (`rewordings.jsonl`). The baseline, written anew after open-r1's scripts/decontaminate.py, drops a
 problem that shares 8 words with an evaluation problem, lower case and white space folded, words
 split at blanks. Clean are pairs that cannot be copies: another source, or another instance of a
-reasoning-gym task. `ratio` is the share of copies that the baseline misses over the share that
-ours misses, each kind counted once; it is 0 if ours raises more false alarms. Siblings (other
-numbers) are no copies, and translations of word problems are beyond both: both kinds are listed
-and not counted. Of the rewordings "later" ones were written when all thresholds stood.
+reasoning-gym task, as generated and (unmarked) as somebody would publish it.
+
+`ratio` is the share of copies that the baseline misses over the share that ours misses, each kind
+counted once; it is 0 if ours raises more false alarms. Siblings (other numbers) are no copies, and
+translations of word problems are beyond both: both kinds are listed and not counted. The
+rewordings called "later" were written after the threshold `alike` had been chosen on the others.
 """
 
 from __future__ import annotations
@@ -181,6 +183,10 @@ def clean(data: Path, tasks: Tasks) -> dict[str, tuple[list[Problem], Tasks]]:
         )
         new = [p for question, p in train.items() if question not in asked]
         found[f"reasoning-gym {task}"] = (new, {task: list(asked.values())})
+        found[f"reasoning-gym {task}, unmarked"] = (
+            [problem(p.question, task) for p in new],
+            {task: [problem(question, task) for question in asked]},
+        )
     return found
 
 

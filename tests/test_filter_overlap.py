@@ -144,6 +144,15 @@ def test_runs_that_stand_everywhere_are_templates() -> None:
     assert literal == train
 
 
+def test_a_template_filled_with_a_number_is_a_template() -> None:
+    text = "Find the greatest common divisor of these numbers: {} and {}. Give the number only."
+    draw = random.Random(0)
+    questions = [text.format(draw.randint(10, 99), draw.randint(100, 999)) for _ in range(120)]
+    asked = list(dict.fromkeys(questions))
+    train, exam = asked[:80], asked[60:]
+    assert overlaps(train, exam)[0] == train[60:]
+
+
 def test_a_few_copies_of_one_question_are_no_template() -> None:
     copies = [f"{LONG} Variant {i} of this one." for i in range(8)]
     others = [f"Question {i} about something else entirely, number {i * 7}?" for i in range(200)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
@@ -56,6 +56,7 @@ class Passages:
     runs: dict[Run, list[int]] = field(default_factory=dict)
     """Run -> the questions in `asked` it stands in."""
     counts: Counter[Run] = field(default_factory=Counter)
+    """Run with its numbers masked -> distinct questions it stands in."""
     whole: dict[bytes, Asked] = field(default_factory=dict)
     instances: dict[tuple[str, str], Asked] = field(default_factory=dict)
     templates: int = 0
@@ -75,22 +76,24 @@ class Passages:
         self.whole[question.key] = entry
         for run in set(self._runs(question.words)):
             self.runs.setdefault(run, []).append(len(self.asked))
-            self.counts[run] += 1
+        self.counts.update(set(self._runs(_masked(question.words))))
         self.asked.append(entry)
         return entry
 
     def count(self, question: Parsed) -> bool:
         """Count the runs of a distinct training question; whether `find` can find anything."""
-        shared = {run for run in self._runs(question.words) if run in self.runs}
+        shared = {run for run in self._runs(_masked(question.words)) if run in self.counts}
         if question.key not in self._seen:
             self._seen.add(question.key)
             self.counts.update(shared)
-        return bool(shared) or question.key in self.whole
+        if question.key in self.whole:
+            return True
+        return bool(shared) and any(run in self.runs for run in self._runs(question.words))
 
     def settle(self) -> None:
         """Forget the runs that stand in too many of all questions to mean anything."""
         limit = max(self.common, self.template_share * len(self._seen))
-        templates = [run for run, count in self.counts.items() if count > limit]
+        templates = [run for run in self.runs if self.counts[_masked(run)] > limit]
         self.templates = len(templates)
         for run in templates:
             del self.runs[run]
@@ -108,7 +111,7 @@ class Passages:
         shared: dict[int, set[int]] = defaultdict(set)
         for at, run in enumerate(self._runs(question.words)):
             for number in self.runs.get(run, ()):
-                if self.counts[run] <= self.common:
+                if self.counts[_masked(run)] <= self.common:
                     return self._passage(question.words, self.asked[number])
                 shared[number].update(range(at, at + self.n))
         return self._covered(question.words, shared)
@@ -153,8 +156,13 @@ class Passages:
             "are found only if they are equal or reworded"
         ]
 
-    def _runs(self, found: list[str]) -> Iterator[Run]:
+    def _runs(self, found: Sequence[str]) -> Iterator[Run]:
         return (tuple(found[at : at + self.n]) for at in range(len(found) - self.n + 1))
+
+
+def _masked(words: Sequence[str]) -> Run:
+    """A template filled with other numbers is the same template."""
+    return tuple("#" if word[0].isdigit() else word for word in words)
 
 
 def _equal(asked: Asked, rule: str, text: str) -> Hit:

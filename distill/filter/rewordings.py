@@ -185,7 +185,7 @@ class Anatomy:
     """The numbers in order, spelled ones included, without 0 and 1."""
     numbers: frozenset[str]
     words: list[str]
-    """The stems of its words in order; numbers, formulas and names aside."""
+    """Its words in order; numbers, formulas and names aside."""
     formulas: list[str]
     """The formulas' tokens, letters by the order in which they appear."""
     features: Features
@@ -196,7 +196,7 @@ class Anatomy:
         """The numbers; of a question without any its formulas and uncommon words in order."""
         if self.numbers:
             return self.numbers
-        rare = [word for word in self.words if word not in _SEEN]
+        rare = [word for word in self.words if word[:_STEM] not in _SEEN]
         return frozenset([" ".join([*rare, "|", *self.formulas])]) if len(rare) > 1 else _NOTHING
 
 
@@ -208,6 +208,7 @@ def dissect(question: Parsed) -> Anatomy:
     words: list[str] = []
     formulas: list[str] = []
     pairs: list[str] = []
+    stems: list[str] = []
     named: list[str] = []
     letters: dict[str, str] = {}
     before = ""
@@ -218,7 +219,11 @@ def dissect(question: Parsed) -> Anatomy:
         if token in _ARTICLES and not before and _is_word(question.tokens[at + 1 : at + 2]):
             continue
         if kind == "word" and token not in commands:
-            (named if token in names else words).append(key)
+            if token in names:
+                named.append(key)
+            else:
+                words.append(token)
+                stems.append(key)
             before = ""
             continue
         if kind == "letter":
@@ -230,7 +235,7 @@ def dissect(question: Parsed) -> Anatomy:
         if before:
             pairs.append(f"{before} {key}")
         before = key
-    features: Features = dict(Counter([*words, *order, *pairs]))
+    features: Features = dict(Counter([*stems, *order, *pairs]))
     for key in named:
         features[key] = features.get(key, 0) + _OF_A_NAME
     order = [number for number in order if number not in _MEANINGLESS]
