@@ -211,17 +211,15 @@ def test_wrong_programs_and_why(
 
 IDIOMS = """
 import atexit, io, os, sys, threading
-from concurrent.futures import ThreadPoolExecutor
 sys.setrecursionlimit(10**6)
-threading.stack_size(2**26)
+threading.stack_size(2**24)
 input = io.BytesIO(os.read(0, 10**6)).readline
 sys.stdout = io.StringIO()
 atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))
 def deep(n):
     return 0 if n == 0 else 1 + deep(n - 1)
 def main():
-    with ThreadPoolExecutor(2) as pool:
-        print(sum(pool.map(int, input().split())) + deep(5000) - 5000)
+    print(sum(map(int, input().split())) + deep(5000) - 5000)
 if __name__ == "__main__":
     threading.Thread(target=main).start()
 """

@@ -83,10 +83,12 @@ ENVIRONMENT = {
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
+    "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-"""All of a program's environment. The hash seed is fixed so that a grade can be had again."""
+"""All of a program's environment. The hash seed is fixed so that a grade can be had again;
+memory that every thread reserves for itself would be counted against the limit."""
 
 
 @functools.cache
