@@ -37,7 +37,7 @@ class Overlap:
     - a commoner run is a stock phrase: questions overlap only if the runs they share cover
       `cover` of the shorter one;
     - a run in more than `common` and more than `template_share` of all questions is a template
-      and never counts;
+      and never counts (for these counts, runs that differ in numbers are one run);
     - questions with the same numbers that are at least `alike` overlap: the same problem in other
       words (`rewordings.Rewordings`; null turns it off);
     - generated problems (reasoning-gym) are compared by task and question as a whole.
