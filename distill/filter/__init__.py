@@ -1,8 +1,9 @@
 """Filters: each returns None to keep a trace, or the reason to drop it.
 
-A filter is called as `filter(problem, trace, grade)`. `run.py` runs a list of them; the others
-hold one kind each: what the grade says (`outcome`), the form of the text (`format`, `text`),
-the whole corpus (`corpus`) and the evaluation problems (`overlap`).
+A filter is called as `filter(problem, trace, grade)`. `run` is the step: `reading` and `parallel`
+bring the traces to the filters, `asking` asks them, `ledger` adds up. `parts` makes a recipe's list
+into filters. Each filter has a file of its own, but for `outcome` (what the grade says) and `corpus`
+(duplicates).
 """
 
 from __future__ import annotations

@@ -64,14 +64,21 @@ class Part:
 
     def judge(self, item: Item) -> str | None:
         """None, or the reason. Raises TypeError for anything that is neither."""
-        reason = self.call(*item)
-        if reason is None:
-            return None
-        if isinstance(reason, str):
-            return sanitise(reason[:MAX_REASON])[0]
-        raise TypeError(
-            f"a filter returns None to keep a trace or a reason (str), not {type(reason).__name__}"
-        )
+        return _checked(self.call(*item))
+
+    def judge_sketch(self, problem_id: str, index: int, sketch: bytes) -> str | None:
+        """The same of a trace by its sketch."""
+        return _checked(self.call.judge_sketch(problem_id, index, sketch))  # type: ignore[attr-defined]
+
+
+def _checked(reason: object) -> str | None:
+    if reason is None:
+        return None
+    if isinstance(reason, str):
+        return sanitise(reason[:MAX_REASON])[0]
+    raise TypeError(
+        f"a filter returns None to keep a trace or a reason (str), not {type(reason).__name__}"
+    )
 
 
 def build(filters: Sequence[PartSpec], folder: Path) -> list[Part]:

@@ -198,12 +198,11 @@ class _Run:
 
     def _judge(self, number: int, part: Part, row: tuple[str, int, bytes]) -> str | None:
         try:
-            found: str | None = part.call.judge_sketch(*row)  # type: ignore[attr-defined]
+            return part.judge_sketch(*row)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"[:300]
             self.ledger.error(number, f"{text} (sample {row[1]} of problem {row[0]})")
             return f"error: {text}"
-        return found
 
     def _reached(self, number: int) -> Callable[[Block], bytes]:
         return lambda block: self.ledger.reached(number, block)
