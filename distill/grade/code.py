@@ -170,9 +170,11 @@ class Code(StagedGrader):
         failures: dict[int, str] = {}
         for row in report.rows:
             number = int(row["test"])
-            why = self._ended(row) or same_output(
-                row["out"], tests.outputs[number], self._tolerance(tests)
-            )
+            why = self._ended(row)
+            if not why:
+                why = same_output(row["out"], tests.outputs[number], self._tolerance(tests))
+                complaint = _last_line(row["err"])
+                why += f" (it complained: {complaint})" if why and complaint else ""
             if why:
                 failures[number] = f"{why}; input {brief(tests.inputs[number], 40)}"
         return self._graded(program, tests.count, len(report.rows), failures, report)
@@ -258,9 +260,13 @@ class Code(StagedGrader):
             return self._words(row["why"])
         if not row["status"]:
             return ""
-        lines = [line for line in row["err"].splitlines() if line.strip()]
-        said = brief(lines[-1], 200) if lines else ""
-        return said or f"ended with {_exit(row['status'])}"
+        return _last_line(row["err"]) or f"ended with {_exit(row['status'])}"
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something: of a traceback, the exception."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return brief(lines[-1], 160) if lines else ""
 
 
 def _told(row: Mapping[str, Any], source: str) -> str:

@@ -131,6 +131,7 @@ def run_script(source: str, usual: bool) -> int:
     atexit._run_exitfuncs()  # some programs print all their output there
     for stream in (sys.stdout, sys.__stdout__, sys.stderr):
         with contextlib.suppress(Exception):  # closed, or of the program's own making
+            assert stream is not None
             stream.flush()
     return code
 
