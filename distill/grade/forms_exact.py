@@ -12,9 +12,9 @@ the value.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from math import comb, factorial
 from typing import Any
 
 Node = tuple[Any, ...]
@@ -238,7 +238,7 @@ class _Exact:
         if number.denominator != 1 or not 0 <= number <= 3000:
             raise TooHard
         self.spend(int(number))
-        return _number(check_bits(Fraction(factorial(int(number)))))
+        return _number(check_bits(Fraction(math.factorial(int(number)))))
 
     def binomial(self, above: Ratio, below: Ratio) -> Ratio:
         n, k = above.rational, below.rational
@@ -247,7 +247,7 @@ class _Exact:
         if n.denominator != 1 or k.denominator != 1 or not 0 <= k <= n <= 5000:
             raise TooHard
         self.spend(int(min(k, n - k)))
-        return _number(check_bits(Fraction(comb(int(n), int(k)))))
+        return _number(check_bits(Fraction(math.comb(int(n), int(k)))))
 
     def function(self, node: Node) -> Ratio:
         """A named function of its arguments: an atom, except for what is plain arithmetic."""
@@ -255,8 +255,9 @@ class _Exact:
         values = [self.value(argument) for argument in arguments]
         number = values[0].rational if values else None
         if number is not None and name in ("abs", "floor", "ceil"):
-            floor, ceil = number.__floor__(), number.__ceil__()
-            return _number(Fraction({"abs": abs(number), "floor": floor, "ceil": ceil}[name]))
+            if name == "abs":
+                return _number(abs(number))
+            return _number(Fraction(math.floor(number) if name == "floor" else math.ceil(number)))
         return _atom(f"{name}({';'.join(key(value) for value in values)})")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from distill.grade.forms_exact import HALF, Node, TooHard
-from distill.grade.forms_tokens import FUNCTIONS, GREEK, Token
+from distill.grade.forms_tokens import FUNCTIONS, GREEK, Token, letters
 
 MAX_DEPTH = 40
 _STARTS = frozenset(("frac", "binom", "infty", "lfloor", "lceil", "dot", "ddot", "dddot"))
@@ -18,10 +18,6 @@ CALLED = frozenset("fghFGHPQRTuvWyY")
 """Letters before a parenthesis that are more likely functions than factors."""
 
 _CLOSE = {"(": ")", "[": "]", "{": "}"}
-_ENGLISH = frozenset(
-    ("and", "or", "no", "not", "if", "for", "is", "are", "of", "all", "any", "so", "in", "on",
-     "to", "max", "min", "mod", "gcd", "lcm", "det")
-)  # fmt: skip
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 
 
@@ -34,19 +30,9 @@ def formula(tokens: Sequence[Token], sign: int = 1) -> Node:
     return node
 
 
-def _letters(token: Token) -> list[Token]:
-    """A short raw word is a product of symbols; what reads as a word is not mathematics."""
-    if token.kind != "word":
-        return [token]
-    if len(token.text) > 3 or token.text.lower() in _ENGLISH:
-        raise TooHard
-    spaced = [token.spaced, False, False]
-    return [Token("letter", c, s) for c, s in zip(token.text, spaced, strict=False)]
-
-
 class _Parser:
     def __init__(self, tokens: Sequence[Token], sign: int) -> None:
-        self.tokens = [letter for token in tokens for letter in _letters(token)]
+        self.tokens = [letter for token in tokens for letter in letters(token)]
         self.sign = sign
         self.at = self.depth = self.bars = 0
 

@@ -29,6 +29,10 @@ GREEK = frozenset(
         "Upsilon Phi Psi Omega ell hbar pi",
     )
 )
+_ENGLISH = frozenset(
+    ("and", "or", "no", "not", "if", "for", "is", "are", "of", "all", "any", "so", "in", "on",
+     "to", "max", "min", "mod", "gcd", "lcm", "det")
+)  # fmt: skip
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ",
     "∗": "*", "÷": "\\div ", "±": "\\pm ", "∞": "\\infty ", "°": "^\\circ ", "≤": "\\le ",
@@ -196,3 +200,13 @@ def _word(word: str, spaced: bool) -> list[Token]:
     if word in GREEK:
         return [Token("command", word, spaced)]
     return [Token("word", word, spaced)]
+
+
+def letters(token: Token) -> list[Token]:
+    """A short raw word is a product of symbols; what reads as a word is not mathematics."""
+    if token.kind != "word":
+        return [token]
+    if len(token.text) > 3 or token.text.lower() in _ENGLISH:
+        raise TooHard
+    spaced = [token.spaced, False, False]
+    return [Token("letter", c, s) for c, s in zip(token.text, spaced, strict=False)]
