@@ -2,8 +2,8 @@
 
 A filter is called as `filter(problem, trace, grade)`. `run` is the step: `reading` and `parallel`
 bring the traces to the filters, `asking` asks them, `ledger` adds up. `parts` makes a recipe's list
-into filters. Each filter has a file of its own, but for `outcome` (what the grade says) and `corpus`
-(duplicates).
+into filters. Each filter has a file of its own; `outcome` has those that read the grade, `corpus`
+has `duplicates`.
 """
 
 from __future__ import annotations
