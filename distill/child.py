@@ -32,8 +32,11 @@ def call(
     *,
     python: str | None = None,
     log_file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """Run `package.module:function(payload)` in a child and return its JSON result.
+
+    `environment` is put on top of ours.
 
     The child's stderr is ours (its progress line is the user's). A DistillError in the child is
     raised here as itself; any other failure becomes a DistillError that names the traceback's
@@ -48,8 +51,8 @@ def call(
         command = [python or sys.executable, "-m", "distill.child", str(request), str(reply)]
         # Threads that spin while they wait for each other halt everything when the cores are
         # shared with other work: docs/results.md has figures.
-        environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=environment)
+        settings = {"GOMP_SPINCOUNT": "10000", **os.environ, **(environment or {})}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=settings)
         code = _wait(process)
         try:
             answer = json.loads(reply.read_text(encoding="utf-8"))

@@ -45,6 +45,9 @@ class SourceSpec(Section):
     """Column with the reference answer; null: they have none, and are wanted all the same."""
     tests: CodeTests | str | None = None
     """Tests of programs: `{kind: humaneval}` and the like, or the column that holds them."""
+    carry: dict[str, str] = Field(default_factory=dict)
+    """Columns that a grader needs, by the name it looks for them under: `{choices: options}`,
+    `{schema: json_schema}`, `{instruction_id_list: instruction_id_list, kwargs: kwargs}`."""
     instruction: str | None = None
     """Appended to this source's questions instead of `problems.instruction`."""
     size: int | None = Field(default=None, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distill import child
 from distill.errors import DataError, DistillError, UsageError
+from distill.grade.choice import Options
 from distill.grade.code_columns import INSTRUCTION, tests_of
 from distill.grade.extract import last_boxed
+from distill.grade.gym import pack, unpack
 from distill.records import BadLines, Message, Problem
 from distill.resolve import resolve
 from distill.schema import Problems, SourceSpec
@@ -21,6 +25,15 @@ from distill.tables import column, missing_column, read_rows
 
 GYM = "reasoning_gym"
 """Where a problem's metadata holds what its task's scorer needs (`distill.grade.gym`)."""
+
+HASHED = frozenset(
+    {
+        *("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note"),
+        *("word_ladder", "zebra_puzzles"),
+    }
+)
+"""reasoning-gym's tasks whose problems follow Python's hash seed too (version 0.1.25): they are
+generated in a process in which it is fixed, or each run would have problems of its own."""
 
 PATIENCE = 100
 """Rows without the column that the recipe names after which it is taken to be the wrong name."""
@@ -113,6 +126,10 @@ def _problem(
     if not isinstance(question, str | list | tuple):
         raise ValueError(f"the question is a {type(question).__name__}, expected text or messages")
     instruction, asked = spec.instruction, question
+    if spec.carry:
+        metadata = {**metadata, **{name: column(row, key) for name, key in spec.carry.items()}}
+        if "choices" in spec.carry and isinstance(question, str):
+            asked = question = lettered(question, metadata)
     if spec.tests:
         held, added = tests_of(spec.tests, row)
         metadata = {**metadata, "tests": held}
@@ -130,6 +147,19 @@ def _problem(
         statement=statement,
         metadata=metadata,
     )
+
+
+def lettered(question: str, metadata: Mapping[str, Any]) -> str:
+    """A question with its options below it, each after its letter, where it has not got them.
+
+    Raises ValueError for options in a form that is not understood.
+    """
+    options = Options.of(Problem(messages=(), metadata=metadata))
+    pairs = list(zip(options.letters, options.texts, strict=True))
+    if all(re.search(rf"{one}[).:]\s*{re.escape(text)}", question) for one, text in pairs):
+        return question
+    lines = [f"{letter}) {text}" for letter, text in pairs]
+    return "\n".join([question.rstrip(), "", *lines])
 
 
 def labels(row: Mapping[str, Any], **wanted: str | None) -> dict[str, str]:
@@ -181,7 +211,8 @@ def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Probl
             yield BadRow(number, str(error))
     for name, missed in lacking.items():
         if missed == count:
-            key = {spec.question: "question", spec.gold: "gold"}.get(name, "tests")
+            other = "carry" if name in spec.carry.values() else "tests"
+            key = {spec.question: "question", spec.gold: "gold"}.get(name, other)
             raise missing_column(name, columns, f"source '{spec.label}'", key)
     for sample in unread.samples:
         where, _, why = sample.partition(": ")
@@ -191,23 +222,46 @@ def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Probl
 
 
 def _gym(spec: SourceSpec, problems: Problems) -> Iterator[Problem | BadRow]:
+    task = str(spec.task)
+    asked = {"task": task, "size": spec.size or 0, "seed": spec.seed, "config": spec.config}
+    entries: Iterable[Any]
+    if task in HASHED:
+        entries = child.call(
+            "distill.sources:listed", asked, environment={"PYTHONHASHSEED": str(spec.seed % 2**32)}
+        )
+    else:
+        entries = generated(**asked)
+    for number, packed in enumerate(entries):
+        if isinstance(packed, str):
+            yield BadRow(number, packed)
+            continue
+        entry = unpack(packed)
+        held = {"task": task, "config": spec.config, "entry": packed}
+        metadata = {**_labels(spec, entry.get("metadata", {})), GYM: held}
+        try:
+            yield _problem(spec, problems, entry["question"], entry["answer"], metadata, {})
+        except (ValueError, TypeError) as error:
+            yield BadRow(number, f"{type(error).__name__}: {error}")
+
+
+def generated(task: str, size: int, seed: int, config: Mapping[str, Any]) -> Iterator[Any]:
+    """Entries of a reasoning-gym task as `grade.gym.pack` holds them; text says why one failed."""
     import reasoning_gym
 
-    from distill.grade.gym import pack
-
-    task = str(spec.task)
     try:
-        made = reasoning_gym.create_dataset(task, size=spec.size, seed=spec.seed, **spec.config)
+        made = reasoning_gym.create_dataset(task, size=size, seed=seed, **config)
     except (ValueError, TypeError, AssertionError) as error:
-        raise _gym_error(task, spec.config, error) from None
-    for number in range(spec.size or 0):
+        raise _gym_error(task, config, error) from None
+    for number in range(size):
         try:
-            entry = made[number]
-            held = {"task": task, "config": spec.config, "entry": pack(entry)}
-            metadata = {**_labels(spec, entry.get("metadata", {})), GYM: held}
-            yield _problem(spec, problems, entry["question"], entry["answer"], metadata, {})
+            yield pack(made[number])
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            yield BadRow(number, f"{type(error).__name__}: {error}")
+            yield f"{type(error).__name__}: {error}"
+
+
+def listed(asked: Mapping[str, Any]) -> list[Any]:
+    """`generated` in a child."""
+    return list(generated(**asked))
 
 
 def _gym_error(task: str, config: Mapping[str, Any], error: Exception) -> DistillError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,17 @@ from hypothesis import strategies as st
 from distill.errors import DataError, UsageError
 from distill.problems import is_heldout, load_source, make_problems, problems_identity
 from distill.records import Problem, read_jsonl, read_records, write_jsonl
-from distill.schema import Problems
-from distill.sources import ask, gold_text
+from distill.schema import Problems, SourceSpec
+from distill.sources import BadRow, ask, gold_text, read_source
 
+IDS = """
+import sys
+from pathlib import Path
+from distill.schema import Problems, SourceSpec
+from distill.sources import load_source
+source = SourceSpec.model_validate_json(sys.argv[1])
+print(*(p.id for p in load_source(source, Problems(sources=[source]), Path())))
+"""
 CHAIN = {"task": "chain_sum", "size": 20, "config": {"min_terms": 2, "max_terms": 2}}
 
 
@@ -154,6 +165,43 @@ def test_reasoning_gym_keeps_what_its_scorer_needs(tmp_path: Path) -> None:
     assert problems[0].metadata["difficulty"] == "easy"
     again = list(load_source(config(source).sources[0], config(source), tmp_path))
     assert [p.id for p in again[:5]] == [p.id for p in problems[:5]]
+
+
+def test_problems_of_a_seed_are_the_same_in_every_process(tmp_path: Path) -> None:
+    source = SourceSpec(task="zebra_puzzles", size=2, seed=3)
+    ids = set()
+    for hash_seed in ("1", "2"):
+        told = subprocess.run(
+            [sys.executable, "-c", IDS, source.model_dump_json()],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        ids.add(told.stdout)
+    assert len(ids) == 1
+    assert len(next(iter(ids)).split()) == 2
+
+
+def test_columns_that_a_grader_needs_are_carried(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "What is 2 + 2?", "answer": "B", "options": ["3", "4"]},
+        {"problem": "Which?\nA) ice\nB) steam", "answer": "A", "options": ["ice", "steam"]},
+        {"problem": "No options", "answer": "A"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = SourceSpec(file=str(file), carry={"choices": "options"})
+    found = list(read_source(source, Problems(sources=[source]), tmp_path))
+    first, second, third = found
+    assert isinstance(first, Problem)
+    assert isinstance(second, Problem)
+    assert first.statement == "What is 2 + 2?\n\nA) 3\nB) 4"
+    assert first.messages[-1]["content"].startswith(first.statement)
+    assert first.metadata["choices"] == ["3", "4"]
+    assert second.statement == rows[1]["problem"], "it has its options already"
+    assert isinstance(third, BadRow)
+    assert "options" in third.reason
 
 
 def test_reasoning_gym_mistakes_are_explained(tmp_path: Path) -> None:
