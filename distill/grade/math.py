@@ -216,14 +216,3 @@ class Math(StagedGrader):
         gold, answer, detail = args
         equal = sympy_equal(gold, answer)
         return self.grade("correct" if equal else "wrong", answer, detail=detail)
-
-
-def grade_math(gold: str, response: str) -> Grade:
-    r"""Judge one response in this process, without a time limit.
-
-    `response` may hold `<think>...</think>`; the answer is looked for after it. For many or
-    untrusted responses use `Judge`, whose workers can be killed.
-    """
-    grader = Math()
-    trace = Trace(problem_id="", index=0, text=response)
-    return grader(Problem(messages=(), gold=gold), trace)
