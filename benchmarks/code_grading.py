@@ -25,8 +25,8 @@ from distill.errors import UsageError
 from distill.grade.code import Code
 from distill.records import Problem, Trace
 
-GOAL = 0.25
-"""A sandboxed check may take four times a bare one: an interpreter's start is most of both."""
+GOAL = 0.2
+"""A sandboxed check may take five times a bare one: an interpreter's start is most of both."""
 
 HERE = Path(__file__).resolve().parents[2] / "shared" / "data" / "problems" / "mbpp_test.jsonl"
 BUILT_IN = {
