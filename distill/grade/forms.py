@@ -43,6 +43,9 @@ _NUMBERS = (
 )
 _COUNTING = frozenset((*_NUMBERS, "half", "third", "quarter", "pi", "twice", "hundred", "thousand"))
 
+UNSETTLED = (TooHard, RecursionError, ArithmeticError, ValueError)
+"""What says that a pair is beyond the exact path: `ValueError` is Python's limit on digits."""
+
 
 def settle(gold: str, answer: str) -> bool | None:
     """True: surely equal. False: surely different. None: not settled here. Never raises."""
@@ -71,14 +74,14 @@ def _decimal_comma(text: str) -> str | None:
 def _readings(text: str) -> tuple[Form, ...] | None:
     try:
         return tuple(readings(text))
-    except (TooHard, RecursionError):
+    except UNSETTLED:
         return None
 
 
 def _guarded(gold: Form, answer: Form) -> bool | None:
     try:
         return compare(gold, answer)
-    except (TooHard, RecursionError, OverflowError):
+    except UNSETTLED:
         return None
 
 
@@ -94,9 +97,6 @@ def compare(gold: Form, answer: Form) -> bool | None:
         if isinstance(gold, kinds[1]) and isinstance(answer, kinds[0]):
             return function(answer, gold)
     return None
-
-
-# --- formulas ------------------------------------------------------------------------------------
 
 
 # --- several values ------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Formula:
             self._known = True
             try:
                 self._exact = exact(self.node)
-            except (TooHard, RecursionError):
+            except (TooHard, RecursionError, ValueError):
                 self._exact = None
         return self._exact
 

@@ -24,7 +24,8 @@ def spans_differ(gold: list[Form], answer: list[Form]) -> bool:
                     inside = any(
                         a - 1e-6 <= end <= b + 1e-6 for a, b in spans if (a, b) != (low, high)
                     )
-                    return not inside
+                    if not inside:
+                        return True
     return False
 
 
