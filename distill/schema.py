@@ -176,8 +176,13 @@ DEFAULT_FILTERS = [
     "truncated",
     "correct",
     "format",
+    "thinking",
     "length",
     "repetition",
+    "language",
+    "readability",
+    "refusals",
+    "identity",
     "duplicates",
     "overlap",
 ]

@@ -15,7 +15,7 @@ from distill.filter.run import filter_traces, filters_identity
 from distill.records import Grade, Problem, Trace, read_jsonl, to_row, write_jsonl
 from distill.schema import DEFAULT_FILTERS, PartSpec
 
-GOOD = "<think>\nTwo and two are {}.\n</think>\n\nThe answer is \\boxed{{4}}."
+GOOD = "<think>\nFirst I take both numbers and put them together: two and two are {}.\n</think>\n\nThe answer is \\boxed{{4}}."
 
 
 def ask(question: str, **more: Any) -> Problem:
@@ -73,12 +73,17 @@ def test_default_filters_drop_each_what_it_is_for(corpus: Corpus, tmp_path: Path
     corpus.add(first, "<think>\nTwo", finish_reason="length")
     corpus.add(first, GOOD.format("five"), "wrong")
     corpus.add(first, "The answer is \\boxed{4}.")
-    corpus.add(first, "<think>x</think>y", tokens=3)
+    corpus.add(first, "<think>\nOkay.\n</think>\n\n\\boxed{4}")
+    corpus.add(first, GOOD.format("a few"), tokens=3)
     corpus.add(first, GOOD.format("round and round and " * 60))
+    corpus.add(first, GOOD.format("我们把两个数加在一起，得到四，" * 2))
+    corpus.add(first, GOOD.format("four <|im_end|>"))
+    corpus.add(first, GOOD.format("four. I'm sorry, but I can't assist with that request"))
+    corpus.add(first, GOOD.format("four, and I am ChatGPT, a language model trained by OpenAI"))
     corpus.add(first, GOOD.format("four").replace("\n", " \n"))
     corpus.add(ask(leaked), GOOD.format("four"))
     summary = corpus.filter(*DEFAULT_FILTERS, tasks=[task])
-    assert summary["traces"] == 38
+    assert summary["traces"] == 43
     assert summary["kept"] == 31
     assert summary["dropped"] == dict.fromkeys(DEFAULT_FILTERS, 1)
     verdicts = corpus.verdicts()
@@ -90,10 +95,11 @@ def test_default_filters_drop_each_what_it_is_for(corpus: Corpus, tmp_path: Path
     # The cut-off trace is not well-formed either, the looping one is fine but for its loop.
     assert summary["solo"]["format"] == 2
     assert summary["solo"]["repetition"] == 1
+    assert summary["marginal"]["language"] == 1
     example = summary["examples"]["overlap"][0]
     assert "exam" in example["reason"]
     assert "apples are left when ann" in example["reason"]
-    assert summary["by_source"] == {"": {"traces": 38, "kept": 31}}
+    assert summary["by_source"] == {"": {"traces": 43, "kept": 31}}
 
 
 def test_first_objection_wins_and_solo_counts_all(corpus: Corpus) -> None:
