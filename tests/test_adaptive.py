@@ -22,7 +22,7 @@ from distill.protocols import Completion, Request
 from distill.recipe import Recipe
 from distill.records import Grade, Problem, Trace, read_jsonl, write_jsonl
 from distill.sample import SampleResult, run_sample, sample, sample_async
-from distill.schema import PartSpec, Sampling
+from distill.schema import DEFAULT_FILTERS, PartSpec, Sampling
 from distill.step import Workspace
 from distill.store import TracePool
 from distill.stream import Turns
@@ -434,5 +434,5 @@ def test_graders_and_filters_identify_the_step_only_where_they_decide(tmp_path: 
     assert adaptive != identity("grading.timeout_s=9", variant="adaptive")
     assert adaptive == identity("sampling.n=9", "grading.workers=1", variant="adaptive")
     # What is asked in its own step alone decides nothing here.
-    later = "filters=[truncated,correct,format,length,repetition,duplicates]"
+    later = f"filters=[{','.join(name for name in DEFAULT_FILTERS if name != 'overlap')}]"
     assert adaptive == identity(later, variant="adaptive")

@@ -123,14 +123,14 @@ class Sums(Coin):
         a, b, rate = (float(x) for x in str(request.prompt[0]["content"]).split()[:3])  # type: ignore[index, call-overload]
         right, kind = share(request.seed) < rate, share(request.seed, "kind")
         number = f"\\boxed{{{int(a + b) + (not right)}}}"
-        text = f"<think>\nIt is {request.key.split('/')[1]} or so.\n</think>\n\n{number}"
+        text = f"<think>\nPut together it is {request.key.split('/')[1]} or so.\n</think>\n\n{number}"
         more: dict[str, Any] = {}
         if kind < 0.1:
             text = number
         elif kind < 0.2:
             more["finish_reason"] = "length"
         elif kind < 0.55:
-            text = f"<think>\nAs ever.\n</think>\n\n{number}"
+            text = f"<think>\nAs ever and ever it comes out.\n</think>\n\n{number}"
         elif kind < 0.6:
             text = f"<think>\n{'round and round ' * 60}\n</think>\n\n{number}"
         return Completion(text=text, usage=Usage(completion_tokens=20), **more)
@@ -179,7 +179,7 @@ def test_the_grade_and_filter_steps_agree_with_what_was_accepted(
     rows = list(read_jsonl(tmp_path / "sample/problems_sampled.jsonl"))
     assert {row["problem_id"]: row["accepted"] for row in rows if row["accepted"]} == kept
     dropped = json.loads((tmp_path / "filter/summary.json").read_text())["dropped"]
-    assert all(dropped[n] for n in ("truncated", "correct", "format", "duplicates")), dropped
+    assert all(dropped[n] for n in ("truncated", "correct", "format", "thinking", "duplicates")), dropped
     reasons = Counter(row["reason"] for row in rows)
     assert reasons["enough"] > 5
     assert reasons["most"] > 3

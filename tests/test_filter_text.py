@@ -123,7 +123,7 @@ PROOF = "It is a product of two factors, so one of them is one; that makes three
         (PROOF, "\\boxed{3}", None),
         ("", "3", "empty thinking"),
         ("\n \n", "3", "empty thinking"),
-        ("Okay.", "3", "thinking of 1 different words, fewer than 10: 'Okay.'"),
+        ("Okay.", "3", "thinking of 1 different words, fewer than 6: 'Okay.'"),
         ("Okay, okay! " * 30, "3", "thinking of 1 different words"),
         ("让我们一步一步地想清楚这个问题吧。", "3", None),
         (QUESTION, "3", "100% of the thinking stands in the question: 'What is the sum"),
