@@ -43,6 +43,7 @@ VERDICT = re.compile(
     r"correctness_(?!count)\w+|grader_correct|is_correct|correct|verified|is_reasoning_complete"
 )
 
+
 class BadRow(Exception):
     """A row, or one of its traces, that cannot be used; the text says why."""
 

@@ -62,9 +62,7 @@ STYLES: dict[str, Style] = {
         ),
         noise=("<|start|>assistant", "<|end|>", "<|return|>"),
     ),
-    "granite": Style(
-        ThinkTags("Here is my thought process:", "Here is my response:"), leads=True
-    ),
+    "granite": Style(ThinkTags("Here is my thought process:", "Here is my response:"), leads=True),
 }
 """Tags by the name under which reports count them. Where vLLM 0.32 has a parser for a family, the
 strings are that parser's; the others were seen in published traces."""
@@ -157,7 +155,7 @@ def parse(text: str, given: ThinkTags = DEFAULT_TAGS) -> Parsed:
 def convert(text: str, given: ThinkTags = DEFAULT_TAGS) -> tuple[str, str]:
     """(canonical text, name of the style it was in).
 
-        convert("[THINK]2 + 2[/THINK]4") == ("<think>\\n2 + 2\\n</think>\\n\\n4", "mistral")
+    convert("[THINK]2 + 2[/THINK]4") == ("<think>\\n2 + 2\\n</think>\\n\\n4", "mistral")
     """
     found = parse(text, given)
     if found.parts.finished:
@@ -188,7 +186,7 @@ def _parsed(text: str, style: Style, name: str) -> Parsed:
 def _unwrapped(answer: str, style: Style) -> tuple[str, bool]:
     """The answer without the marks around it, and whether they were closed."""
     marks = style.answer
-    if marks is None or marks.open not in answer and marks.close not in answer:
+    if marks is None or (marks.open not in answer and marks.close not in answer):
         return answer, True
     closed = marks.close in answer
     return answer.replace(marks.open, "").replace(marks.close, "").strip(), closed

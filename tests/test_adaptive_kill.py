@@ -123,7 +123,7 @@ class Sums(Coin):
         a, b, rate = (float(x) for x in str(request.prompt[0]["content"]).split()[:3])  # type: ignore[index, call-overload]
         right, kind = share(request.seed) < rate, share(request.seed, "kind")
         number = f"\\boxed{{{int(a + b) + (not right)}}}"
-        text = f"<think>\nPut together it is {request.key.split('/')[1]} or so.\n</think>\n\n{number}"
+        text = f"<think>\nTogether it is {request.key.split('/')[1]} or so.\n</think>\n\n{number}"
         more: dict[str, Any] = {}
         if kind < 0.1:
             text = number
@@ -179,7 +179,8 @@ def test_the_grade_and_filter_steps_agree_with_what_was_accepted(
     rows = list(read_jsonl(tmp_path / "sample/problems_sampled.jsonl"))
     assert {row["problem_id"]: row["accepted"] for row in rows if row["accepted"]} == kept
     dropped = json.loads((tmp_path / "filter/summary.json").read_text())["dropped"]
-    assert all(dropped[n] for n in ("truncated", "correct", "format", "thinking", "duplicates")), dropped
+    seen = ("truncated", "correct", "format", "thinking", "duplicates")
+    assert all(dropped[name] for name in seen), dropped
     reasons = Counter(row["reason"] for row in rows)
     assert reasons["enough"] > 5
     assert reasons["most"] > 3

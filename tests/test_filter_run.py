@@ -15,7 +15,10 @@ from distill.filter.run import filter_traces, filters_identity
 from distill.records import Grade, Problem, Trace, read_jsonl, to_row, write_jsonl
 from distill.schema import DEFAULT_FILTERS, PartSpec
 
-GOOD = "<think>\nFirst I take both numbers and put them together: two and two are {}.\n</think>\n\nThe answer is \\boxed{{4}}."
+GOOD = (
+    "<think>\nFirst I put both numbers together: two and two are {}.\n</think>\n\n"
+    "The answer is \\boxed{{4}}."
+)
 
 
 def ask(question: str, **more: Any) -> Problem:
