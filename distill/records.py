@@ -177,10 +177,10 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb") as file:
             for row in rows:
                 plain = to_row(row) if dataclasses.is_dataclass(row) else row
-                file.write(dumps(plain) + "\n")
+                file.write(_encoded(dumps(plain)) + b"\n")
                 count += 1
             file.flush()
             os.fsync(file.fileno())
@@ -188,6 +188,14 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def _encoded(line: str) -> bytes:
+    """UTF-8; lone surrogates, which JSON may hold and a file may not, become U+FFFD."""
+    try:
+        return line.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\ufffd", line).encode()
 
 
 @dataclass(slots=True)

@@ -223,7 +223,12 @@ def _table(spec: SourceSpec, problems: Problems, folder: Path) -> Iterator[Probl
 
 def _gym(spec: SourceSpec, problems: Problems) -> Iterator[Problem | BadRow]:
     task = str(spec.task)
-    asked = {"task": task, "size": spec.size or 0, "seed": spec.seed, "config": spec.config}
+    asked: dict[str, Any] = {
+        "task": task,
+        "size": spec.size or 0,
+        "seed": spec.seed,
+        "config": spec.config,
+    }
     entries: Iterable[Any]
     if task in HASHED:
         entries = child.call(

@@ -29,6 +29,8 @@ CASES = [
     (r"\boxed{2} and \boxed{3}", "2, 3"),
     (r"$\boxed{2}$, $\boxed{3}$", "2, 3"),
     (r"\(\boxed{1}\) and \(\boxed{-2}\).", "1, -2"),
+    (r"first \boxed{3} then \boxed{4}", "4"),
+    (r"\boxed{3} cm and \boxed{4} cm", "3, 4"),
     (r"\boxed{2} is the step before the result, which is \boxed{3}", "3"),
     (r"\boxed{}", None),
     (r"\boxed{5} then \boxed{ }", "5"),

@@ -78,3 +78,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_jsonl(path, rows())
     assert list(read_jsonl(path)) == [{"a": 1}]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_lone_surrogates_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"problem": "half \ud83d a pair"}])
+    assert list(read_jsonl(path)) == [{"problem": "half \ufffd a pair"}]

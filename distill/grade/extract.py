@@ -23,7 +23,10 @@ _TOKEN = re.compile(
 _BOX = re.compile(r"\\{1,4}(?:boxed|fbox)\s{0,16}")
 _GLUE = r"(?:[\s$,;.]|\\[()\[\],;! ]|\\q?quad(?![a-z]))"
 _AND = r"(?:\b(?:and|or)\b|\\text\s?\{\s?(?:and|or)\s?\}|&)"
-_UNIT = r"(?:[a-z]{1,12}\s|\\text\{ ?for part \([a-z]\) and \})"
+_UNIT = (
+    rf"(?:[a-z]{{1,12}}\s(?={_GLUE}{{0,4}}(?:{_AND}|[,;]))|"
+    r"\\text\{ ?for part \([a-z]\) and \})"
+)
 _JOINED = re.compile(
     rf"{_GLUE}{{0,12}}(?:{_UNIT}{_GLUE}{{0,4}})?(?:{_AND}{_GLUE}{{0,12}})?(?:[A-Za-z](?:_\{{?\d\}}?)?\s?=\s?)?"
 )

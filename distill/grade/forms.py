@@ -299,7 +299,13 @@ def _numeric(form: Form) -> bool:
 
 
 def _based(gold: Based, answer: Based) -> bool | None:
-    return gold.digits == answer.digits if gold.base == answer.base else None
+    if gold.base == answer.base:
+        return gold.digits == answer.digits
+    try:
+        values = int(gold.digits, gold.base), int(answer.digits, answer.base)
+    except ValueError:
+        return None
+    return None if values[0] == values[1] else False
 
 
 def _based_formula(gold: Based, answer: Formula) -> bool | None:

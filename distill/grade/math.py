@@ -44,6 +44,7 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d{4,},\d{1,2}")
 _LIST = re.compile(r"\d,(?:\s|\\[ ,;:])+\d")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}\s+(?:\S+\s+){0,3}?[a-zA-Z]{3,}")
+_MIXED = re.compile(r"\d\s+\d")
 _MAX_DIGITS = 400
 
 
@@ -59,7 +60,13 @@ def normalise(answer: str) -> str:
     text = (
         text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     )
-    text = text.replace("{,}", ",").replace("\\%", "%").replace("\\$", "").replace("−", "-")
+    text = (
+        text.replace("\\varnothing", "\\emptyset")
+        .replace("{,}", ",")
+        .replace("\\%", "%")
+        .replace("\\$", "")
+        .replace("−", "-")
+    )
     text = re.sub(r"\^\{?\\circ\}?", "°", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
@@ -89,6 +96,8 @@ def number(normal: str) -> Fraction | None:
 
 def quick_equal(gold: str, answer: str) -> bool | None:
     """True or False where strings or numbers settle it, None where sympy has to look."""
+    if _MIXED.search(gold) or _MIXED.search(answer):
+        return settle(gold, answer)  # `1 1/2` without its space is another number
     left, right = normalise(gold), normalise(answer)
     if left and left == right:
         return True

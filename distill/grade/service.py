@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UsageError
+from distill.errors import MissingExtra, UsageError
 from distill.grade.base import Check, Custom, StagedGrader, bounded
 from distill.grade.combine import combined, decides
 from distill.grade.parts import (
@@ -160,6 +160,8 @@ class Judge:
                 result = rule.grader.quick(item.problem, item.trace)
                 if isinstance(result, Check):
                     hash(result.key)
+            except (UsageError, MissingExtra):
+                raise  # no sandbox, no package: the machine's fault, the same for every trace
             except Exception as error:
                 # Our own cheap parts meet whatever a model wrote and a data set holds.
                 result = _failed(rule, error)
