@@ -33,6 +33,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Names of the modules that a file imports; typing-only imports do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
