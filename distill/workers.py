@@ -54,7 +54,12 @@ def build_acceptance(recipe: Recipe, folder: Path) -> Acceptance | None:
 
 
 def filters_of(recipe: Recipe, folder: Path) -> list[PartSpec]:
-    """The recipe's filters; the student's tokenizer is found for those that count with it."""
+    """The recipe's filters, told what they need of its other sections.
+
+    The student's tokenizer is found for those that count with it; `difficulty` is told how the
+    problems were sampled, because correct traces out of all are too many where sampling stopped
+    at enough of them.
+    """
     from distill.filter.length import with_tokenizers
 
     def base() -> str:
@@ -65,7 +70,15 @@ def filters_of(recipe: Recipe, folder: Path) -> list[PartSpec]:
             )
         return str(models.student_entry(models.local(recipe.student.base, folder)).path)
 
-    return with_tokenizers(recipe.filters, folder, base, recipe.train.max_length)
+    told = with_tokenizers(recipe.filters, folder, base, recipe.train.max_length)
+    want, sampled = recipe.sampling.want, recipe.traces is None
+    stops = {"want": want, "most": recipe.sampling.max} if want is not None and sampled else {}
+    return [
+        part.model_copy(update={"params": {**stops, **part.params}})
+        if part.name == "difficulty"
+        else part
+        for part in told
+    ]
 
 
 def build_student(trainer: str, folder: Path) -> Any:

@@ -75,6 +75,7 @@ def test_a_mistake_is_told_with_the_way_out_and_exit_code_2(
     assert told.out == ""
 
 
+@pytest.mark.slow
 def test_a_missing_model_names_the_download_line_and_exits_with_1(tmp_path: Path) -> None:
     ran = distill("run", "pocket", "teacher.model=some/teacher", "--limit", "60", cwd=tmp_path)
     assert ran.returncode == 1

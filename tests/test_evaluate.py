@@ -236,6 +236,7 @@ def test_an_answer_that_could_not_be_had_is_an_error_and_counted(place: Path) ->
     assert {r["finish_reason"] for r in rows if r["problem_id"] == refused.id} == {"failed"}
 
 
+@pytest.mark.slow
 def test_problems_without_gold_are_left_out_and_said(place: Path) -> None:
     problems = sums(6)
     bare = Problem(messages=({"role": "user", "content": "What 1 plus 1 ?"},))

@@ -14,8 +14,10 @@ from distill.errors import UsageError
 from distill.filter.difficulty import Difficulty
 from distill.filter.run import filter_traces
 from distill.policy import Policy
+from distill.recipe import Recipe
 from distill.records import Grade, Problem, Trace, Verdict, read_records, write_jsonl
 from distill.schema import PartSpec
+from distill.workers import filters_of
 
 Item = tuple[Problem, Trace, Grade]
 
@@ -137,3 +139,13 @@ def test_the_step_counts_what_earlier_filters_dropped(tmp_path: Path) -> None:
     assert kept == [("even", 0), ("even", 4)]
     by = {(v.problem_id, v.filter) for v in verdicts if not v.kept}
     assert by == {("even", "correct"), ("hard", "correct"), ("easy", "difficulty")}
+
+
+def test_a_recipe_tells_it_how_problems_were_sampled(tmp_path: Path) -> None:
+    def params(**sampling: int) -> dict[str, object]:
+        filters = [{"difficulty": {"min": 0.1}}, "correct"]
+        recipe = Recipe.from_dict({"name": "r", "filters": filters, "sampling": sampling})
+        return filters_of(recipe, tmp_path)[0].params
+
+    assert params(n=4) == {"min": 0.1}
+    assert params(want=3, max=9) == {"min": 0.1, "want": 3, "most": 9}

@@ -150,6 +150,7 @@ def test_solo_marginal_and_overlaps(tmp_path: Path) -> None:
     assert counts["marginal"] == [1, 0, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [

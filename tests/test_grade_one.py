@@ -77,6 +77,7 @@ def test_a_check_that_hangs_dies_or_raises_is_an_error_and_the_next_is_judged() 
     assert len(grade_math("x", "quick").extracted or "") == 2000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mine")
 def test_threads_get_their_own_answers_and_a_hang_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
@@ -123,6 +124,7 @@ def test_from_a_running_event_loop() -> None:
     assert [g.extracted for g in asyncio.run(ask())] == ["here", "a", "b"]
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_once_and_leaves_no_worker(tmp_path: Path) -> None:
     script = tmp_path / "reward.py"
     script.write_text(

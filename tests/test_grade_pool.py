@@ -107,6 +107,7 @@ def test_workers_are_free_of_model_libraries(spec: GraderSpec) -> None:
         assert judged(pool, spec, ["modules"], asked)[0].detail == "distill.records"
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_killed_grader(spec: GraderSpec, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     with GraderPool(workers=1, timeout_s=1) as pool:
@@ -194,6 +195,7 @@ def test_a_worker_that_dies_idle_takes_no_check_along(spec: GraderSpec) -> None:
         assert pool.killed == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_used_much_memory_is_replaced_and_harms_no_neighbour(
     spec: GraderSpec,
 ) -> None:

@@ -159,6 +159,7 @@ def test_equal_checks_are_made_once(tmp_path: Path) -> None:
         assert judge.pool._tickets == 1
 
 
+@pytest.mark.slow
 def test_reasoning_gym_by_its_own_scorer(tmp_path: Path) -> None:
     problems = gym_problems("chain_sum", min_terms=2, max_terms=2)
     first = problems[0]

@@ -336,8 +336,8 @@ def test_hostile_pairs_are_judged_without_a_false_positive() -> None:
 
 
 @pytest.mark.slow
-def test_mutated_traces_break_no_grader() -> None:
-    command = [sys.executable, "scripts/fuzz_grading.py", "--minutes", "0.33", "--seed", "1"]
+def test_mutated_traces_break_no_grader_and_no_filter() -> None:
+    command = [sys.executable, "scripts/fuzz.py", "--minutes", "1.5", "--seed", "1"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "0 findings" in ran.stdout

@@ -319,6 +319,7 @@ class Mine:
 """
 
 
+@pytest.mark.slow
 def test_a_judge_of_your_own_helps_out_where_a_rule_finds_no_answer(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     p, free = problem("6*7?", gold="42"), problem()

@@ -152,6 +152,7 @@ def test_the_verb_prints_figures_for_scripts(tmp_path: Path) -> None:
     assert plan["basis"]["said"] == "the 40 problems of pilot-1"
 
 
+@pytest.mark.slow
 def test_the_verb_needs_no_torch_and_refuses_nonsense(tmp_path: Path) -> None:
     code = (
         "import sys; from distill.cli import main\n"

@@ -167,6 +167,7 @@ def test_reasoning_gym_keeps_what_its_scorer_needs(tmp_path: Path) -> None:
     assert [p.id for p in again[:5]] == [p.id for p in problems[:5]]
 
 
+@pytest.mark.slow
 def test_problems_of_a_seed_are_the_same_in_every_process(tmp_path: Path) -> None:
     source = SourceSpec(task="zebra_puzzles", size=2, seed=3)
     ids = set()

@@ -169,6 +169,7 @@ def test_a_command_that_is_none_is_told(tmp_path: Path) -> None:
         pool.start()
 
 
+@pytest.mark.slow
 def test_one_that_never_answers_is_given_up(tmp_path: Path) -> None:
     pool = servers(tmp_path, 1, environment={"FAKE_START": "hang"}, start_s=1.0)
     with pytest.raises(ModelError, match=r"does not answer 1 s after its start"):
@@ -264,6 +265,7 @@ def test_a_server_dies_with_its_keeper(tmp_path: Path) -> None:
     assert not alive(server)
 
 
+@pytest.mark.slow
 def test_a_keeper_that_is_told_twice_to_end_leaves_nothing_behind() -> None:
     told = (
         "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"

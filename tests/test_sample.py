@@ -670,6 +670,7 @@ def stored(folder: Path) -> int:
     return sum(p.read_bytes().count(b"\n") for p in folder.glob("pool/*/*.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Slow", "SlowBatch"])
 def test_killed_and_resumed_is_the_same_as_undisturbed(tmp_path: Path, kind: str) -> None:
     folders = [tmp_path / "killed", tmp_path / "whole"]

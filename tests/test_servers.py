@@ -340,6 +340,7 @@ def test_a_server_of_another_model_or_a_refused_key_is_left_out_for_good() -> No
     assert len(found) == len(good.asked) == 9
 
 
+@pytest.mark.slow
 def test_a_server_bears_less_than_is_asked_of_it() -> None:
     """More than 8 at once are refused: all are answered, and few tries are wasted."""
 

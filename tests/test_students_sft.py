@@ -204,6 +204,7 @@ def test_rope_theta_is_applied_in_training(tmp_path: Path, base: Path, data: Pat
         same(plain, turned, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_finished_training_is_not_repeated(tmp_path: Path, base: Path, data: Path) -> None:
     config = tiny_students.config(base, max_steps=2)
     student = SFT().train(data, tmp_path / "out", config)
@@ -268,6 +269,7 @@ class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_interrupted_training_goes_on(
     tmp_path: Path, base: Path, data: Path, method: str, monkeypatch: pytest.MonkeyPatch

@@ -192,6 +192,7 @@ def test_an_unknown_finish_reason_is_kept() -> None:
     assert answered(lambda _: sse([chunk({"content": "3"})])).finish_reason == "unknown"
 
 
+@pytest.mark.slow
 def test_silence_times_out_but_a_slow_stream_does_not() -> None:
     pieces = [chunk({"content": "ab"}), chunk({"content": "c"}, "stop")]
     begin = time.monotonic()
@@ -208,6 +209,7 @@ def test_silence_times_out_but_a_slow_stream_does_not() -> None:
     assert "sampling.timeout_s" in late.hint
 
 
+@pytest.mark.slow
 def test_keep_alives_buy_a_first_token_time_but_not_for_ever() -> None:
     alive: list[Any] = [b": processing\n\n", 0.1]
     patient = answered(lambda _: sse([*alive * 6, chunk({"content": "3"}, "stop")]), timeout_s=0.3)

@@ -1,15 +1,16 @@
-"""Feeds mutated traces to the graders and looks for crashes, hangs and grades that cannot be kept.
+"""Feeds mutated traces to graders and filters; looks for crashes, hangs, and what cannot be kept.
 
-    python scripts/fuzz_grading.py [--minutes 5] [--seed 0] [--data ../shared/data] [--checks]
+    python scripts/fuzz.py [--minutes 5] [--seed 0] [--data ../shared/data] [--checks]
 
 Starts from real traces and labelled answers where they are, else from a few of its own, and cuts,
 splices, repeats and corrupts them. Every text goes through `final_answer` and the `quick` of all
-graders that need no model. With `--checks` also through `Judge` with workers, in batches; slower.
-`--atheris` lets atheris (pip install atheris) choose the bytes, guided by coverage.
+graders that need no model, and through all filters that look at one trace. With `--checks` also
+through `Judge` with workers, in batches; slower. `--atheris` lets atheris (pip install atheris)
+choose the bytes, guided by coverage.
 
-A finding is an exception, a `quick` of more than two seconds and a microsecond for each character,
-an outcome that there is not, or a grade that cannot be written as UTF-8. It is printed with the
-text's repr and the exit code is 1.
+A finding is an exception, a `quick` or a filter of more than two seconds and a microsecond for each
+character, an outcome that there is not, or a grade or reason that cannot be written as UTF-8. It is
+printed with the text's repr and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -22,16 +23,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UsageError
+from distill.filter import KNOWN as FILTERS
+from distill.filter.parts import Part
+from distill.filter.parts import build as build_filters
 from distill.grade import Judge
 from distill.grade.base import Check, StagedGrader, bounded
 from distill.grade.extract import final_answer
 from distill.grade.parts import JUDGE, KNOWN, GraderSpec, build
 from distill.records import OUTCOMES, Grade, Problem, Trace, to_row
-from distill.schema import Grading
+from distill.schema import Grading, PartSpec
+from distill.thinking import convert, split
 
 OWN = [
     ("1/2", "<think>Half?</think> The answer is \\boxed{\\frac{1}{2}}."),
@@ -139,8 +145,31 @@ def graders() -> list[StagedGrader]:
     return made
 
 
-def look(rules: list[StagedGrader], problem: Problem, trace: Trace) -> str:
-    """What is wrong with the way in which these graders take this trace; "" if nothing is."""
+def filters() -> list[Part]:
+    """All that look at one trace."""
+    chain = build_filters([PartSpec(name=name) for name in FILTERS if name != "difficulty"], Path())
+    return [part for part in chain if not part.has_state]
+
+
+def filtered(chain: list[Part], problem: Problem, trace: Trace) -> str:
+    """What is wrong with the way in which these filters take this trace."""
+    text, _ = convert(trace.text)
+    parts = split(text)
+    whole = replace(trace, text=text, reasoning=parts.reasoning, answer=parts.answer)
+    for part in chain:
+        started = time.process_time()
+        reason = part.judge((problem, whole, Grade(outcome="correct")))
+        took = time.process_time() - started
+        if took > QUICK_S + 1e-6 * len(text):
+            return f"filter {part.label}: took {took:.1f} s"
+        (reason or "").encode()
+    return ""
+
+
+def look(rules: list[StagedGrader], chain: list[Part], problem: Problem, trace: Trace) -> str:
+    """What is wrong with the way in which these take this trace; "" if nothing is."""
+    if wrong := filtered(chain, problem, trace):
+        return wrong
     final_answer(trace.text, cut=trace.finish_reason == "length")
     for grader in rules:
         started = time.process_time()
@@ -184,20 +213,21 @@ def case(rng: random.Random, seeds: list[tuple[str, str]]) -> tuple[Problem, Tra
 
 def fuzz(seconds: float, seed: int, data: Path, checks: bool) -> int:
     """Random mutations until the time is over. Returns the number of findings."""
-    rng, seeds, rules = random.Random(seed), corpus(data), graders()
+    rng, seeds, rules, chain = random.Random(seed), corpus(data), graders(), filters()
     until, tried, findings = time.monotonic() + seconds, 0, 0
     batch: list[tuple[Problem, Trace]] = []
     with Judge(Grading(timeout_s=1.0), Path()) as judge:
         while time.monotonic() < until:
             pair = case(rng, seeds)
-            findings += _reported(pair, functools.partial(look, rules, *pair))
+            findings += _reported(pair, functools.partial(look, rules, chain, *pair))
             tried += 1
             if checks:
                 batch.append(pair)
                 if len(batch) == 64:
                     findings += _reported(pair, functools.partial(_judged, judge, batch))
                     batch = []
-    print(f"{tried:,} texts from {len(seeds):,} seeds, {len(rules)} graders, {findings} findings")
+    parts = f"{len(rules)} graders, {len(chain)} filters"
+    print(f"{tried:,} texts from {len(seeds):,} seeds, {parts}, {findings} findings")
     return findings
 
 
@@ -223,14 +253,14 @@ def guided(minutes: float, rest: list[str]) -> None:
     """The same with atheris choosing the bytes; does not return."""
     import atheris  # type: ignore[import-not-found]
 
-    rules = graders()
+    rules, chain = graders(), filters()
 
     def one(raw: bytes) -> None:
         given = atheris.FuzzedDataProvider(raw)
         metadata = CARRIED[given.ConsumeIntInRange(0, len(CARRIED) - 1)]
         gold, text = given.ConsumeUnicode(60), given.ConsumeUnicode(4000)
         problem = Problem(messages=(), gold=gold, metadata=metadata, id="f")
-        wrong = look(rules, problem, Trace(problem_id="f", index=0, text=text))
+        wrong = look(rules, chain, problem, Trace(problem_id="f", index=0, text=text))
         if wrong:
             raise RuntimeError(wrong)
 
