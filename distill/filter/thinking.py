@@ -30,7 +30,7 @@ class Thinking:
     the shortest sound ones have 6 words, and its lucky guesses ("Hmm, I guess 1.") at most 5.
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(self, min_words: int = 6, max_copied: float = 0.9) -> None:
         if min_words < 0 or not 0 < max_copied <= 1:
