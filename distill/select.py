@@ -272,6 +272,7 @@ _ADVICE = {
     "truncated": "raise sampling.max_tokens, or use easier problems",
     "correct": "use easier problems, a stronger teacher or a larger sampling.n; if the answers "
     "look right, see what the grader extracted in grades.jsonl",
+    "thinking": "if chains are meant to be so short, say so with {thinking: {min_words: 1}}",
     "format": "the teacher does not close its thinking: check its tags in the catalog",
     "overlap": "the problems are in the evaluation tasks: train on others or evaluate on others",
 }

@@ -42,7 +42,8 @@ class Adder:
             value = right + (1 if chance.random() < 0.1 else 0)
             steps.append(f"{total} {'+' if term >= 0 else '-'} {abs(term)} = {value}.")
             total = value
-        text = join("\n".join(steps), f"The answer is \\boxed{{{total}}}.")
+        thought = "\n".join(["Step by step.", *steps, f"So the result is {total}."])
+        text = join(thought, f"The answer is \\boxed{{{total}}}.")
         return Completion(text=text, usage=Usage(completion_tokens=len(text) // 3))
 
 
