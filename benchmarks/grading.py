@@ -240,26 +240,21 @@ def disagreements(
 
 
 def table(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the judged disagreements as a Markdown table with short excerpts."""
-
-    def excerpt(text: str) -> str:
-        text = " ".join(text.split())
-        text = text if len(text) <= 48 else "..." + text[-45:]
-        return "`" + text.replace("|", "\\|").replace("`", "'") + "`"
-
+    """Write the judged disagreements as a Markdown table. The pairs stay where they are."""
     lines = [
         "# Where a verdict is not the label",
         "",
         "Every pair of `../shared/data/grading` on which `math` or plain math-verify disagrees "
         "with its label, judged one by one. Written by `python -m benchmarks.grading --table`; "
-        "the judgements are in `benchmarks/data/grading_review.json`. Row numbers count from 0.",
+        "the judgements are in `benchmarks/data/grading_review.json`. Row numbers count from 0; "
+        "`--disagreements` prints the pairs themselves.",
         "",
-        "| file | row | gold | answer | label | ours | math-verify | judged | why |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| file | row | label | ours | math-verify | judged | why |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in found:
         cells = [
-            one["file"].split("_")[0], str(one["row"]), excerpt(one["gold"]), excerpt(one["pred"]),
+            one["file"].split("_")[0], str(one["row"]),
             "equal" if one["label"] else "different", one["ours"],
             "equal" if one["peer"] else "different", one.get("verdict", "not judged"),
             one.get("why", ""),
