@@ -239,7 +239,9 @@ def test_ctrl_c_leaves_no_worker(spec: GraderSpec, tmp_path: Path) -> None:
         "from distill.grade import Judge\n"
         "from distill.records import Problem, Trace\n"
         "from distill.schema import Grading\n"
-        "import os\n"
+        "import os, signal\n"
+        # A job in the background of a shell starts with it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "(folder / 'spin.py').write_text('import os\\ndef grade(p, t):\\n'\n"
         '    \'    print(os.getpid(), file=open("worker", "w"), flush=True)\\n\'\n'
