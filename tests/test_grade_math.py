@@ -40,6 +40,8 @@ def outcome(gold: str, answer: str) -> str:
         ("1 1/2", "3/2", True),
         ("11/2", "1 1/2", False),
         ("\\varnothing", "\\emptyset", True),
+        ("Paris", "pairs", False),
+        ("\\text{yes}", "Yes.", True),
         ("101_2", "101_3", False),
         ("12345678901234567890", "12345678901234567891", False),
         ("\\left(1, 2\\right)", "(1,2)", True),

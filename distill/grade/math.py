@@ -15,6 +15,7 @@ from typing import Any
 
 from distill.errors import UsageError
 from distill.grade.base import Check, StagedGrader, version_of
+from distill.grade.exact import Words, is_words
 from distill.grade.extract import (
     answer_text,
     final_answer,
@@ -46,6 +47,7 @@ _LIST = re.compile(r"\d,(?:\s|\\[ ,;:])+\d")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}\s+(?:\S+\s+){0,3}?[a-zA-Z]{3,}")
 _MIXED = re.compile(r"\d\s+\d")
 _MAX_DIGITS = 400
+_WORDING = Words()
 
 
 def normalise(answer: str) -> str:
@@ -97,7 +99,7 @@ def number(normal: str) -> Fraction | None:
 def quick_equal(gold: str, answer: str) -> bool | None:
     """True or False where strings or numbers settle it, None where sympy has to look."""
     if _MIXED.search(gold) or _MIXED.search(answer):
-        return settle(gold, answer)  # `1 1/2` without its space is another number
+        return _settled(gold, answer)  # `1 1/2` without its space is another number
     left, right = normalise(gold), normalise(answer)
     if left and left == right:
         return True
@@ -110,7 +112,15 @@ def quick_equal(gold: str, answer: str) -> bool | None:
             return True
         if _short_decimal(a) and _short_decimal(b):
             return False
-    return settle(gold, answer)
+    return _settled(gold, answer)
+
+
+def _settled(gold: str, answer: str) -> bool | None:
+    verdict = settle(gold, answer)
+    if verdict is None and is_words(gold) and is_words(answer):
+        # math-verify would read words as products of letters: `Paris` as `pairs`.
+        return _WORDING.equal(gold, answer)
+    return verdict
 
 
 def _short_decimal(value: Fraction) -> bool:
