@@ -26,10 +26,10 @@ $(VLLM_VENV)/.installed: scripts/vllm_cpu.sh constraints.txt
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not nightly" -q -n 2
+	$(BIN)/python -m pytest -m "not slow" -q -n 2
 
 slow: install
-	$(BIN)/python -m pytest -m "slow and not nightly" -q
+	$(BIN)/python -m pytest -m "slow" -q
 
 # Types are checked on an installed copy: an editable install with mapped folders is opaque to mypy.
 lint: install
@@ -39,8 +39,12 @@ lint: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p distill
 
+# What takes longer than CI may; what it printed last is kept.
+NIGHTLY_MINUTES ?= 10
 nightly: install
-	$(BIN)/python -m pytest -m "nightly" -q
+	( $(BIN)/python scripts/fuzz.py --checks --minutes $(NIGHTLY_MINUTES) && \
+	  $(BIN)/python -m benchmarks.grading_adversarial --pairs 10000 && \
+	  $(BIN)/python -m benchmarks.filters --synthetic 100000 ) 2>&1 | tee benchmarks/results/nightly.txt
 
 ci:
 	bash .ci/run
