@@ -7,6 +7,7 @@ and so do the evaluation and adaptive sampling.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ from distill.schema import Grading
 
 WINDOW = 128
 """Traces per worker that are looked at ahead of the one that is due."""
+
+LOOK_S = 0.02
+"""How long deadlines may go unwatched while cheap parts are asked, in seconds."""
 
 CACHE = 100_000
 """Grades of checks that are kept for equal ones."""
@@ -90,6 +94,7 @@ class Judge:
         self.window = WINDOW * workers
         self.pool = GraderPool(workers=workers, timeout_s=config.timeout_s)
         self.first_error = ""
+        self._look = 0.0
         self._known: OrderedDict[Hashable, Grade] = OrderedDict()
         self._waiting: dict[int, list[_Item]] = {}
         self._tickets: dict[Hashable, int] = {}
@@ -108,6 +113,8 @@ class Judge:
             item = self._item(problem, trace)
             self._advance(item)
             line.append(item)
+            if self.pool.open and time.monotonic() > self._look:
+                self._collect(0)
             while line and line[0].done:
                 yield self._result(line.popleft())
             while len(line) >= self.window:
@@ -190,8 +197,12 @@ class Judge:
             self._tickets[key], self._keys[ticket] = ticket, key
         return False
 
-    def _collect(self) -> None:
-        for ticket, grade in self.pool.collect():
+    def _collect(self, timeout_s: float | None = None) -> None:
+        # Whoever is busy with cheap parts must look up now and then, or a stuck check outlives
+        # its deadline.
+        done = self.pool.collect(timeout_s)
+        self._look = time.monotonic() + LOOK_S
+        for ticket, grade in done:
             key = self._keys.pop(ticket, None)
             if key is not None:
                 del self._tickets[key]
