@@ -1,6 +1,7 @@
 """The sections of a recipe: every key there is, its default, and where the default is from.
 
-Those that say where problems come from are in `schema_data`, their base is in `section`.
+Those that say where problems come from are in `schema_data`, those of training in `schema_train`;
+their base is in `section`.
 
 Unknown keys are refused. A field marked `RUNTIME` cannot change the result (concurrency, batch
 size of an engine, number of workers): it stays out of a step's identity, so that changing it
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from distill.schema_data import R1_INSTRUCTION, ImportSpec, Problems, SourceSpec
+from distill.schema_train import Lora, StudentSpec, Training
 from distill.section import RUNTIME, Section
 
 
@@ -233,64 +235,6 @@ class Selection(Section):
                 f"found {self.validation:g}"
             )
         return self
-
-
-class StudentSpec(Section):
-    """Who learns. `trainer` is `sft` or `file.py:Class`."""
-
-    base: str = ""
-    revision: str | None = None
-    trainer: str = "sft"
-    method: Literal["full", "lora", "qlora"] = "full"
-    template: str = ""
-    """Name of a template in students/catalog.yaml; empty: the catalog's for this base."""
-    think_tokens: Literal["text", "tokens"] = "text"
-    """`tokens` adds the think tags to the vocabulary and trains their embeddings."""
-    positions: int | None = Field(default=None, ge=1)
-    """Written into the student's config with `rope_theta`."""
-    rope_theta: float | None = Field(default=None, gt=0)
-    trust_remote_code: bool = False
-
-
-class Lora(Section):
-    """LoRA on all linear layers (LoRA Without Regret, Thinking Machines 2025)."""
-
-    rank: int = Field(default=64, ge=1)
-    alpha: float = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-class Training(Section):
-    """Supervised fine-tuning. R1's shape: cosine to a tenth, batch 64, 2-3 epochs (v2 B.4.3)."""
-
-    epochs: float = Field(default=2, gt=0)
-    learning_rate: float = Field(default=1e-5, gt=0)
-    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    batch_size: int = Field(default=64, ge=1)
-    """Examples per update, whatever the packing."""
-    max_length: int = Field(default=32768, ge=8)
-    """Tokens. A longer example is left out and counted; nothing is cut."""
-    packing: bool = True
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    seed: int | None = None
-    """None: the recipe's seed."""
-    lora: Lora = Field(default_factory=Lora)
-    micro_batch_tokens: Annotated[int | None, RUNTIME] = Field(default=None, ge=8)
-    """Tokens per forward pass and process; None: `max_length`."""
-    gradient_checkpointing: Annotated[bool, RUNTIME] = True
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    attention: Annotated[str | None, RUNTIME] = None
-    processes: Annotated[int, RUNTIME] = Field(default=1, ge=1)
-    fsdp: Annotated[bool, RUNTIME] = False
-    allow_cpu: Annotated[bool, RUNTIME] = False
-    """Train a base of a billion parameters or more on a machine that shows no GPU."""
-    save_every: Annotated[int, RUNTIME] = Field(default=100, ge=1)
-    """Updates between two checkpoints."""
-    trackers: Annotated[list[str], RUNTIME] = Field(default_factory=list)
 
 
 class TaskSpec(Section):

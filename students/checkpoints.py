@@ -19,6 +19,13 @@ RUNTIME = (
     "gradient_checkpointing",
     "attention",
     "processes",
+    "nodes",
+    "launcher",
+    "shard",
+    "offload",
+    "context_parallel",
+    "kernels",
+    "allow_cpu",
     "save_every",
     "trackers",
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from distill.students.hardware import Hardware
 from distill.students.loading import Prepared, load_model, set_generation
+
+if TYPE_CHECKING:
+    from distill.students.sft import Job
 
 
 def save(model: Any, prepared: Prepared, folder: Path, dtype: Any, card: str) -> None:
@@ -83,3 +88,26 @@ def card(
 
 def _of(licence: str) -> str:
     return f" ({licence})" if licence else ""
+
+
+def finish(
+    trainer: Any, job: Job, prepared: Prepared, on: Hardware, summary: dict[str, Any]
+) -> None:
+    """Write the student's folder (rank 0)."""
+    student = job.config["student"]
+    text = card(prepared, job.config, summary, (job.config.get("card") or {}).get("name", ""))
+    if student.get("method", "full") != "full":
+        trainer.save_model(str(job.out / "adapter"))
+        (job.out / "adapter" / "training_args.bin").unlink(missing_ok=True)
+        model = merge(job.out / "adapter", prepared, student, on.dtype) if on.rank == 0 else None
+    elif trainer.is_fsdp_enabled:
+        gathered = job.out / ".weights"
+        trainer.save_model(str(gathered))
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(gathered) if on.rank == 0 else None
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+    if on.rank == 0:
+        save(model, prepared, job.student, on.dtype, text)
+        (job.out / "fit.json").write_text(json.dumps(summary), encoding="utf-8")

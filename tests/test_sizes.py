@@ -56,7 +56,7 @@ def test_a_recipe_runs_end_to_end_on_its_architecture(
             "evaluate.max_tokens=8",
             # What needs eight GPUs is asked of one CPU here; everything else is the recipe's.
             "train.processes=1",
-            "train.fsdp=false",
+            "train.shard=none",
             "train.epochs=1",
         ],
     )

@@ -422,6 +422,6 @@ def test_two_processes_train_the_same_student(tmp_path: Path, base: Path, data: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_error_of_a_process_arrives_as_itself(tmp_path: Path, base: Path, data: Path) -> None:
-    config = tiny_students.config(base, processes=2, fsdp=True)
+    config = tiny_students.config(base, processes=2, shard="fsdp")
     with pytest.raises(DistillError, match="needs GPUs"):
         SFT().train(data, tmp_path / "out", config)

@@ -1,0 +1,73 @@
+"""What trl's trainer is told: schedule, precision, checkpoints, sharding, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import UsageError
+from distill.students.hardware import Hardware
+
+if TYPE_CHECKING:
+    from distill.students.sft import Job
+
+
+def arguments(job: Job, on: Hardware, total: int) -> Any:
+    from trl import SFTConfig
+
+    train = job.train
+    trackers = list(train.get("trackers") or [])
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(
+                f"train.trackers: [{name}] needs the package '{name}', which is not installed",
+                f"pip install {name}",
+            )
+    options: dict[str, Any] = {}
+    if on.device == "cpu":
+        options |= {"use_cpu": True}
+        if on.world > 1:
+            options |= {"ddp_backend": "gloo"}
+    if train.get("shard") == "fsdp" and on.world > 1:
+        if on.device == "cpu":
+            raise UsageError(
+                "train.shard: fsdp needs GPUs; accelerate shards nothing on a CPU",
+                "leave it out: processes on a CPU use DDP",
+            )
+        # Only the first process reads the weights; the others get their shards from it.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        sharding = {"version": 2, "reshard_after_forward": True, "cpu_ram_efficient_loading": True}
+        sharding["activation_checkpointing"] = bool(train.get("gradient_checkpointing"))
+        options |= {"fsdp": True, "fsdp_config": sharding}
+    return SFTConfig(
+        output_dir=str(job.out / "checkpoints"),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
+        learning_rate=float(train["learning_rate"]),
+        lr_scheduler_type="cosine_warmup_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": float(train["min_lr_ratio"])},
+        warmup_steps=math.ceil(float(train["warmup_ratio"]) * total),
+        weight_decay=float(train["weight_decay"]),
+        max_grad_norm=float(train["max_grad_norm"]),
+        adam_beta2=float(train["adam_beta2"]),
+        bf16=on.precision == "bf16",
+        gradient_checkpointing=bool(train.get("gradient_checkpointing")) and "fsdp" not in options,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=min(10, max(1, total // 50)),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=int(train.get("save_every") or 100),
+        save_total_limit=2,
+        report_to=trackers or "none",
+        seed=job.seed % 2**32,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **options,
+    )
