@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Progress(TrainerCallback):
         if log:
             self._drop_rows_after(resumed)
 
-    def on_update(self, tokens: int) -> None:
-        """Count the tokens (of all processes) of an update."""
+    def on_update(self, tokens: int, lengths: Sequence[int]) -> None:
+        """Count the tokens (of all processes) of an update whose examples have these lengths."""
         self.tokens += tokens
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:

@@ -65,6 +65,7 @@ class Updates(TorchDataset):
             # The first token of an example has no prediction; it always belongs to the prompt.
             "trained": sum(lengths[i] - starts[i] for i in wanted),
             "tokens": sum(lengths.values()),
+            "lengths": [lengths[i] for i in wanted],
         }
 
     def _collate(
@@ -100,7 +101,11 @@ class Updates(TorchDataset):
 
 
 class UpdateTrainer(SFTTrainer):
-    """SFTTrainer over `Updates`. `on_update(tokens)` is called after every update's passes."""
+    """SFTTrainer over `Updates`.
+
+    `on_update(tokens, lengths)` is called after every update's passes: the tokens of the update and
+    the lengths of its examples, those of all processes.
+    """
 
     # compute_loss divides by the update's tokens itself.
     loss_is_scaled_for_ga = True
@@ -153,7 +158,7 @@ class UpdateTrainer(SFTTrainer):
                 total += super().training_step(model, part, num_items_in_batch=inputs["trained"])
         if not torch.isfinite(total):
             self._stop_on_nan(float(total), inputs)
-        self.on_update(inputs["tokens"])
+        self.on_update(inputs["tokens"], inputs["lengths"])
         return total
 
     def compute_loss(

@@ -280,8 +280,8 @@ def test_interrupted_training_goes_on(
     whole = SFT().train(data, tmp_path / "whole", config)
     counted = Progress.on_update
 
-    def stop(self: Progress, tokens: int) -> None:
-        counted(self, tokens)
+    def stop(self: Progress, tokens: int, lengths: list[int]) -> None:
+        counted(self, tokens, lengths)
         if self.tokens > 3000:
             raise Interrupted
 
