@@ -1,4 +1,4 @@
-r"""Mathematical answers: equal strings and numbers first, then math-verify (sympy).
+r"""Mathematical answers: what is exact is settled first, then math-verify (sympy) is asked.
 
 math-verify's own time-outs use SIGALRM and are switched off here: a worker that takes too long is
 killed from outside. Two of its rules are tightened: numbers are compared with a relative
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import re
-from fractions import Fraction
 from typing import Any
 
 from distill.errors import UsageError
@@ -35,18 +34,12 @@ RELATIVE_TOLERANCE = 1e-3
 
 _SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\\displaystyle|\\limits|\s+")
 _SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])")
-_FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)\\frac(\d)(\d)|(-?)(\d+)/(\d+)")
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _CHOICE = re.compile(
     r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)?(?:\(?([A-Z])\)?[.:)]?|\(([A-Z])\).*|([A-Z])[.:)][A-Za-z].*)",
     re.DOTALL,
 )
-_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
-_DECIMAL_COMMA = re.compile(r"[-+]?\d{4,},\d{1,2}")
-_LIST = re.compile(r"\d,(?:\s|\\[ ,;:])+\d")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}\s+(?:\S+\s+){0,3}?[a-zA-Z]{3,}")
 _MIXED = re.compile(r"\d\s+\d")
-_MAX_DIGITS = 400
 _WORDING = Words()
 
 
@@ -76,28 +69,8 @@ def normalise(answer: str) -> str:
     return wrapped.group(1) if wrapped else text
 
 
-def number(normal: str) -> Fraction | None:
-    """The exact value of a normalised integer, decimal or fraction; None for anything else."""
-    if len(normal) > _MAX_DIGITS:
-        return None
-    if _THOUSANDS.fullmatch(normal):
-        normal = normal.replace(",", "")
-    elif _DECIMAL_COMMA.fullmatch(normal):
-        normal = normal.replace(",", ".")
-    if _NUMBER.fullmatch(normal):
-        return Fraction(normal.rstrip("."))
-    parts = _FRACTION.fullmatch(normal)
-    if not parts:
-        return None
-    sign, above, below = (g for g in parts.groups() if g is not None)
-    if not int(below):
-        return None
-    value = Fraction(int(above), int(below))
-    return -value if sign else value
-
-
 def quick_equal(gold: str, answer: str) -> bool | None:
-    """True or False where strings or numbers settle it, None where sympy has to look."""
+    """True or False where texts or exact values settle it, None where sympy has to look."""
     if _MIXED.search(gold) or _MIXED.search(answer):
         return _settled(gold, answer)  # `1 1/2` without its space is another number
     left, right = normalise(gold), normalise(answer)
@@ -106,12 +79,6 @@ def quick_equal(gold: str, answer: str) -> bool | None:
     wanted, chosen = re.fullmatch(r"\(?([A-Z])\)?", left), _CHOICE.fullmatch(right)
     if wanted and chosen:
         return wanted[1] in chosen.groups()
-    a, b = number(left), number(right)
-    if a is not None and b is not None and not (_LIST.search(gold) or _LIST.search(answer)):
-        if a == b:
-            return True
-        if _short_decimal(a) and _short_decimal(b):
-            return False
     return _settled(gold, answer)
 
 
@@ -121,10 +88,6 @@ def _settled(gold: str, answer: str) -> bool | None:
         # math-verify would read words as products of letters: `Paris` as `pairs`.
         return _WORDING.equal(gold, answer)
     return verdict
-
-
-def _short_decimal(value: Fraction) -> bool:
-    return (value * 10**5).denominator == 1
 
 
 def sympy_equal(gold: str, answer: str) -> bool:
@@ -205,7 +168,7 @@ class Math(StagedGrader):
             raise UsageError(f"math: in_thinking is {in_thinking!r}", "give true or false")
         self.in_thinking = in_thinking
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
-        self.version = ", ".join(["2", *(version_of(p) for p in packages)])
+        self.version = ", ".join(["3", *(version_of(p) for p in packages)])
 
     def warm(self, part: str) -> None:
         sympy_equal("\\frac{1}{2}", "0.5")

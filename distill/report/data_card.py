@@ -95,9 +95,7 @@ def render(source: Source, files: Mapping[str, str], columns: tuple[str, ...]) -
         escape(_what(source)),
         table(_splits(selection)),
         "\n".join(f"- `{name}`: {COLUMNS[name]}" for name in columns),
-        code_block(
-            'from datasets import load_dataset\n\nload_dataset("path/to/this/folder")', "py"
-        ),
+        code_block(LOAD, "py"),
         "## Where it is from",
         table(data_tables.sources_table(source.summary("problems", "import"))),
         escape(_origin(source)),
