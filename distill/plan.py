@@ -1,83 +1,13 @@
-"""What a run will ask for, before it does: problems, samples, tokens, money, hours.
-
-Adaptive sampling is simulated by its own policy on a mix of pass rates (`distill/simulate.py`).
-"""
+"""What a run will ask for, before it does: problems, samples, tokens, memory, money, hours."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from distill import models, simulate
-from distill.beta import Prior
-from distill.errors import UsageError
-from distill.policy import Policy
-from distill.protocols import Capabilities
+from distill.plan_sampling import Basis, default_basis, problem_count
+from distill.plan_words import sampling_lines, selection_lines
 from distill.recipe import Recipe
-from distill.records import read_jsonl
-
-R1_TOKENS = 5355
-"""Mean length of DeepSeek-R1's distillation traces in tokens (arXiv 2501.12948v2, Table 5)."""
-R1_PROMPT_TOKENS = 200
-"""Assumed length of a problem with its instruction in tokens; prompts are a small part of the
-bill."""
-SIMULATED = 4000
-"""Problems whose sampling is simulated for a plan; the result is scaled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Basis:
-    """What is assumed of the problems: a Beta of pass rates, and tokens per sample."""
-
-    mix: Prior
-    sample_tokens: float
-    said: str
-
-    @classmethod
-    def of_run(cls, run: Path) -> Basis:
-        """As an earlier run's grades have it, whatever policy its samples were bought with."""
-        steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"]
-        bought = steps.get("sample") or steps.get("import")
-        if not bought or "grade" not in steps:
-            raise UsageError(
-                f"{run.name} has no graded traces to plan from",
-                "name a run that went as far as `distill grade`",
-            )
-        tries: Counter[str] = Counter()
-        correct: Counter[str] = Counter()
-        for row in read_jsonl(run.parent / steps["grade"]["folder"] / "grades.jsonl"):
-            if row["outcome"] != "ungraded":
-                tries[row["problem_id"]] += 1
-                correct[row["problem_id"]] += row["outcome"] == "correct"
-        traces = run.parent / bought["folder"] / "traces.jsonl"
-        lengths = [row.get("completion_tokens", 0) for row in read_jsonl(traces)]
-        if not tries or not sum(lengths):
-            raise UsageError(f"{run.name} has no graded traces with token counts to plan from")
-        said = f"the {len(tries):,} problems of {run.name}"
-        mix = simulate.fitted((n, correct[problem]) for problem, n in tries.items())
-        return cls(mix, sum(lengths) / len(lengths), said)
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What sampling is expected to take and to bring. Tokens are completion tokens.
-
-    `accepted`, `solved` (problems with an accepted trace) and `complete` (with all wanted) are
-    None for fixed n, whose traces are judged afterwards.
-    """
-
-    problems: int
-    samples: int
-    tokens: int
-    money: float
-    accepted: int | None = None
-    solved: float | None = None
-    complete: float | None = None
-    rounds: int | None = None
 
 
 def plan_lines(
@@ -91,11 +21,11 @@ def plan_lines(
     count = problem_count(recipe, problems)
     lines = [f"plan      {recipe.name}{f' ({recipe.variant})' if recipe.variant else ''}"]
     if recipe.traces is None:
-        found = _sampling_lines(recipe, count, basis or default_basis(recipe), tokens_per_second)
+        found = sampling_lines(recipe, count, basis or default_basis(recipe), tokens_per_second)
         lines += [f"          {line}" for line in found]
     else:
         lines.append("          starts from published traces: nothing is sampled")
-    lines += [f"          {line}" for line in _selection_lines(recipe)]
+    lines += [f"          {line}" for line in selection_lines(recipe)]
     student, train = recipe.student, recipe.train
     lines.append(
         f"          student {student.base or '(object)'}, {student.method}: {train.epochs:g} "
@@ -105,174 +35,3 @@ def plan_lines(
     tasks = ", ".join(task.name for task in asked.tasks)
     lines.append(f"          evaluation on {tasks}: {asked.samples} samples a problem")
     return lines
-
-
-def _selection_lines(recipe: Recipe) -> list[str]:
-    """What a reader should know of a selection that throws away what was asked for."""
-    want, select = recipe.sampling.want, recipe.select
-    found = []
-    if recipe.traces is None and want and want > select.per_problem and select.by == "random":
-        found.append(
-            f"note: sampling.want is {want}, and select.per_problem keeps {select.per_problem} of "
-            "them, drawn at random"
-        )
-    if select.by == "judge" and not any(p.name == "judge" for p in recipe.grading.graders):
-        found.append("note: select.by is judge, and no judge is among grading.graders")
-    return found
-
-
-def default_basis(recipe: Recipe) -> Basis:
-    """R1's pass rates on unfiltered problems, and the teacher's mean length or R1's."""
-    said = "assumed: R1 on unfiltered NuminaMath 1.5; `distill plan --from RUN` takes a pilot's"
-    return Basis(simulate.OPEN_R1_MIX, tokens_per_trace(recipe), said)
-
-
-def expected(recipe: Recipe, problems: int, basis: Basis) -> Expected:
-    """What sampling `problems` takes if nothing is reused and nothing fails."""
-    sampling, teacher = recipe.sampling, recipe.teacher
-    if sampling.want is None:
-        samples = problems * sampling.n
-        tokens = round(samples * basis.sample_tokens)
-        return Expected(problems, samples, tokens, _money(recipe, samples, tokens))
-    some = min(problems, SIMULATED)
-    scale = problems / some
-    policy = Policy.from_sampling(sampling)
-    outcomes = simulate.draw(
-        some,
-        policy.most,
-        mix=basis.mix,
-        sample_tokens=basis.sample_tokens,
-        max_tokens=sampling.max_tokens,
-    )
-    budgets: list[float] = [sampling.budget_tokens] if sampling.budget_tokens else []
-    each = (teacher.price_out + teacher.price_in * R1_PROMPT_TOKENS / basis.sample_tokens) / 1e6
-    if sampling.budget_cost and each:
-        budgets.append(sampling.budget_cost / each)
-    found = simulate.simulate(
-        policy,
-        outcomes,
-        budget=min(budgets) / scale if budgets else None,
-        sample_tokens=basis.sample_tokens,
-    )
-    whole = found.whole
-    samples, tokens = round(whole.samples * scale), round(whole.tokens * scale)
-    return Expected(
-        problems,
-        samples,
-        tokens,
-        _money(recipe, samples, tokens),
-        accepted=round(whole.accepted * scale),
-        solved=whole.covered / some,
-        complete=whole.complete / some,
-        rounds=found.rounds if budgets else None,
-    )
-
-
-def _money(recipe: Recipe, samples: int, tokens: int) -> float:
-    teacher = recipe.teacher
-    return (tokens * teacher.price_out + samples * R1_PROMPT_TOKENS * teacher.price_in) / 1e6
-
-
-def tokens_per_trace(recipe: Recipe) -> int:
-    """The teacher's mean trace length from the catalog, else R1's, never above the limit."""
-    known = None
-    if recipe.teacher.model:
-        known = getattr(models.teacher_entry(recipe.teacher.model), "mean_tokens", None)
-    return min(int(known or R1_TOKENS), recipe.sampling.max_tokens)
-
-
-def not_honoured(recipe: Recipe) -> list[str]:
-    """What the teacher is known to ignore, from the catalog and the recipe; nothing is asked."""
-    if not recipe.teacher.model:
-        return []
-    from distill.sampled import ignored
-
-    promised = dict(models.teacher_entry(recipe.teacher.model).capabilities)
-    promised |= recipe.teacher.options.get("capabilities") or {}
-    return ignored(Capabilities(**promised), recipe.sampling)
-
-
-def _sampling_lines(
-    recipe: Recipe, count: int | None, basis: Basis, tokens_per_second: float | None
-) -> list[str]:
-    teacher, sampling = recipe.teacher, recipe.sampling
-    who = teacher.model or teacher.engine or "(object)"
-    if count is None and sampling.want is None:
-        lines = [f"teacher {who}: {sampling.n} samples of each problem"]
-    elif count is None:
-        lines = [f"teacher {who}: {_wanted(recipe)} of each problem"]
-    else:
-        found = expected(recipe, count, basis)
-        fixed = sampling.want is None
-        lines = (
-            [_fixed_line(who, recipe, found)]
-            if fixed
-            else _adaptive_lines(who, recipe, found, basis)
-        )
-        if teacher.price_out or teacher.price_in:
-            cap = "no cap" if sampling.max_cost is None else f"cap {sampling.max_cost:,.2f}"
-            lines.append(f"cost about {found.money:,.2f} at the recipe's prices ({cap})")
-        if tokens_per_second:
-            hours = found.tokens / tokens_per_second / 3600
-            lines.append(f"time about {hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s")
-    if ignored := not_honoured(recipe):
-        lines.append(f"the engine ignores: {', '.join(ignored)}")
-    return lines
-
-
-def _fixed_line(who: str, recipe: Recipe, found: Expected) -> str:
-    sampling = recipe.sampling
-    return (
-        f"teacher {who}: {found.problems:,} problems x {sampling.n} samples = "
-        f"{found.samples:,} traces, about {found.tokens:,} tokens "
-        f"(at most {found.samples * sampling.max_tokens:,})"
-    )
-
-
-def _wanted(recipe: Recipe) -> str:
-    sampling = recipe.sampling
-    plural = "" if sampling.want == 1 else "s"
-    return f"{sampling.want} accepted trace{plural} of at most {sampling.max} samples"
-
-
-def _about(count: int) -> str:
-    """Three digits of a large number: a simulation knows no more."""
-    return f"{float(f'{count:.3g}'):,.0f}"
-
-
-def _adaptive_lines(who: str, recipe: Recipe, found: Expected, basis: Basis) -> list[str]:
-    sampling = recipe.sampling
-    fixed = found.problems * sampling.max * basis.sample_tokens
-    complete = f", {found.complete:.0%} with all {sampling.want}" if sampling.want != 1 else ""
-    lines = [
-        f"teacher {who}: {found.problems:,} problems, {_wanted(recipe)} each",
-        f"expected {_about(found.samples)} traces "
-        f"({found.samples / found.problems:.1f} a problem), "
-        f"about {_about(found.tokens)} tokens: {found.tokens / fixed:.0%} of n = {sampling.max}",
-        f"bringing {_about(found.accepted or 0)} accepted traces; "
-        f"{found.solved:.0%} of the problems solved{complete}",
-        f"pass rates Beta({basis.mix[0]:.2f}, {basis.mix[1]:.2f}), {basis.sample_tokens:,.0f} "
-        f"tokens a sample ({basis.said})",
-    ]
-    given_up = Policy.from_sampling(sampling).gives_up_after()
-    lines.append(
-        f"a problem is given up after {given_up} samples without an accepted one"
-        if given_up
-        else f"no problem is given up before its {sampling.max} samples"
-    )
-    if found.rounds is not None:
-        spent = [f"{b:,.10g}" for b in (sampling.budget_tokens, sampling.budget_cost) if b]
-        lines.append(f"in about {found.rounds} rounds of a budget of {' and '.join(spent)}")
-    return lines
-
-
-def problem_count(recipe: Recipe, problems: Mapping[str, Any] | None = None) -> int | None:
-    """How many problems will be sampled; None where the sources do not say."""
-    if problems is not None and "problems" in problems:
-        return int(problems["problems"])
-    sizes = [source.size or source.rows for source in recipe.problems.sources]
-    if not sizes or any(size is None for size in sizes):
-        return recipe.problems.limit
-    total = sum(size for size in sizes if size)
-    kept = round(total * (1 - recipe.problems.heldout))
-    return min(kept, recipe.problems.limit or kept)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import UsageError
-from distill.plan import Basis, default_basis, expected, not_honoured, plan_lines, problem_count
+from distill.plan import plan_lines
+from distill.plan_sampling import Basis, default_basis, expected, not_honoured, problem_count
 from distill.policy import Policy
 from distill.recipe import Recipe, shipped_recipes
 from distill.records import write_jsonl

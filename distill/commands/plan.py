@@ -8,7 +8,8 @@ import json
 
 from distill.commands.common import load_recipe, the_run
 from distill.errors import UsageError
-from distill.plan import Basis, default_basis, expected, not_honoured, plan_lines, problem_count
+from distill.plan import plan_lines
+from distill.plan_sampling import Basis, default_basis, expected, not_honoured, problem_count
 
 
 def main(verb: str, options: argparse.Namespace) -> int:
