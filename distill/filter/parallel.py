@@ -9,19 +9,15 @@ asked again without that question. Time that a worker waits for a processor is n
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from socket import socketpair
 
 from distill import errors
 from distill.errors import DistillError
@@ -30,6 +26,7 @@ from distill.filter.parts import Part
 from distill.filter.reading import Block
 from distill.filter.worker import BEAT, IDLE, Job, Reply, Setting
 from distill.grade.worker import waited
+from distill.spawn import spawn
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +37,6 @@ POLL_S = 1.0
 AHEAD = 4
 """Blocks per worker that may be finished before the one that is due."""
 
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from distill.filter.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-)
-
 
 class _Member:
     """One worker process, the job it has, and what it was seen to be at."""
@@ -52,25 +44,7 @@ class _Member:
     def __init__(self, setting: Setting) -> None:
         setting.beat.write_bytes(BEAT.pack(*IDLE))
         self.beat = setting.beat
-        ours, theirs = socketpair()
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])
-        with theirs:
-            descriptor = theirs.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(descriptor), str(os.getpid()), path],
-                pass_fds=(descriptor,),
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                env=environment,
-                start_new_session=True,
-            )
-        self.pipe = Connection(ours.detach())
+        self.process, self.pipe = spawn("distill.filter.worker")
         self.pipe.send(setting)
         self.job: Job | None = None
         self.seen, self.since, self.waited = IDLE, 0.0, 0.0

@@ -6,35 +6,28 @@ and since when. A check past its deadline costs its worker's life and is an `err
 the chunk goes to another worker. Time that a worker waits for a processor is not counted, so that
 a busy machine does not change grades.
 
-Not multiprocessing or pebble: their spawned workers import the caller's `__main__` (a script
-without a guard starts itself again, a notebook's imports torch), and a deadline there holds for a
-whole chunk.
+Not pebble: its deadline holds for a whole chunk, and its workers import the caller's `__main__`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
-import queue
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
-from multiprocessing.connection import Connection, wait
+from collections.abc import Hashable
+from multiprocessing.connection import wait
 from pathlib import Path
-from socket import socketpair
 from typing import Any
 
 from distill.errors import DistillError
 from distill.grade.parts import GraderSpec
 from distill.grade.worker import LEAVING, Job, waited
 from distill.records import Grade
+from distill.spawn import spawn
 
 LOAD_S = 120.0
 """Time that a worker has to start and to import what a grader needs, in seconds."""
@@ -43,50 +36,6 @@ MEMORY = 2 << 30
 """Address space of a worker, in bytes. math-verify with reasoning-gym takes 0.25 GiB."""
 
 CHUNK = 16
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from distill.grade.worker import main; main(*map(int, sys.argv[1:]))"
-)
-
-
-_Process = subprocess.Popen[bytes]
-_Order = tuple["Future[_Process]", Callable[[], _Process]]
-_orders: queue.SimpleQueue[_Order] | None = None
-_orders_lock = threading.Lock()
-
-
-def _started(start: Callable[[], _Process]) -> _Process:
-    """A process that is started in a thread that never ends.
-
-    The kernel kills a worker when the thread that started it ends, not when the process does, and
-    a caller's thread (of an executor, of a notebook cell) may end long before its pool is closed.
-    """
-    global _orders
-    with _orders_lock:
-        if _orders is None:
-            _orders = queue.SimpleQueue()
-            threading.Thread(target=_starter, args=(_orders,), daemon=True).start()
-        started: Future[_Process] = Future()
-        _orders.put((started, start))
-    return started.result()
-
-
-def _starter(orders: queue.SimpleQueue[_Order]) -> None:
-    while True:
-        started, start = orders.get()
-        try:
-            started.set_result(start())
-        except BaseException as error:
-            started.set_exception(error)
-
-
-def _forked() -> None:
-    # A forked process has the caller's thread alone, and may have found the lock held.
-    global _orders, _orders_lock
-    _orders, _orders_lock = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 def default_workers() -> int:
@@ -98,28 +47,7 @@ class _Member:
     """One worker process, what it was given, and since when it is at the first of it."""
 
     def __init__(self, memory: int) -> None:
-        ours, theirs = socketpair()
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])
-        with theirs:
-            descriptor = theirs.fileno()
-            command = [str(descriptor), str(os.getpid()), str(memory), path]
-            self.process = _started(
-                lambda: subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, *command],
-                    pass_fds=(descriptor,),
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,
-                    env=environment,
-                    start_new_session=True,
-                )
-            )
-        self.pipe = Connection(ours.detach())
+        self.process, self.pipe = spawn("distill.grade.worker", memory)
         self.jobs: deque[Job] = deque()
         self.loaded: set[Hashable] = set()
         self.since, self.waited = time.monotonic(), 0.0

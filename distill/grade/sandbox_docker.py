@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import uuid
@@ -55,17 +54,3 @@ class Container:
                 options += ["--env", f"{key}={value}"]
         start = ["--entrypoint", "python3", self.image, "-s", "-B", "-c", script()]
         return [str(self.program), *options, *start]
-
-
-def usable(engine: str) -> str:
-    """Why an engine cannot be used here; empty if its daemon answers."""
-    if shutil.which(engine) is None:
-        return f"there is no '{engine}'"
-    try:
-        done = subprocess.run(
-            [engine, "version"], capture_output=True, text=True, timeout=30, env={**os.environ}
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    said = (done.stderr or done.stdout).strip().splitlines()
-    return "" if done.returncode == 0 else (said[-1] if said else f"exit code {done.returncode}")
