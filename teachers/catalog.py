@@ -25,7 +25,8 @@ class Entry:
 
     `model` is a hub name or an absolute folder, `params` and `active` are in billions,
     `context` and `mean_tokens` (length of a trace, for plans) in tokens, `price_in` and `price_out`
-    in money per million tokens.
+    in money per million tokens. `weight_bytes` are the bytes of a weight as published, `cache` is
+    what a token leaves in the KV cache (see catalog.yaml).
     """
 
     name: str
@@ -38,6 +39,8 @@ class Entry:
     mean_tokens: float | None = None
     params: float | None = None
     active: float | None = None
+    weight_bytes: float = 2
+    cache: Mapping[str, int] = field(default_factory=dict)
     licence: str = "unknown"
     allows_training: bool | str = "unknown"
     capabilities: Mapping[str, bool] = field(default_factory=dict)
