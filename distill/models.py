@@ -27,6 +27,11 @@ def student_entry(base: str) -> Any:
     return resolve("distill.students.catalog:find", {}, what="catalog")(base)
 
 
+def of_students(what: str) -> Any:
+    """`module:name` of the package `distill.students`: `of_students("flops:training_flops")`."""
+    return resolve(f"distill.students.{what}", {}, what="part of distill.students")
+
+
 def local(model: str, folder: Path) -> str:
     """A model folder named relative to the recipe's as an absolute path; other names unchanged."""
     path = folder / Path(model).expanduser()
