@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.students.hardware import Hardware
 from distill.students.loading import Prepared, load_model, set_generation
+from distill.students.sharding import unsharded
 
 if TYPE_CHECKING:
     from distill.students.sft import Job
@@ -100,7 +101,9 @@ def finish(
         trainer.save_model(str(job.out / "adapter"))
         (job.out / "adapter" / "training_args.bin").unlink(missing_ok=True)
         model = merge(job.out / "adapter", prepared, student, on.dtype) if on.rank == 0 else None
-    elif trainer.is_fsdp_enabled:
+    elif trainer.sharded:
+        model = unsharded(trainer.model)
+    elif trainer.is_deepspeed_enabled:
         gathered = job.out / ".weights"
         trainer.save_model(str(gathered))
         from transformers import AutoModelForCausalLM
