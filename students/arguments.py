@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UsageError
+from distill.students import sharding
 from distill.students.hardware import Hardware
 
 if TYPE_CHECKING:
@@ -30,17 +30,9 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
         options |= {"use_cpu": True}
         if on.world > 1:
             options |= {"ddp_backend": "gloo"}
-    if train.get("shard") == "fsdp" and on.world > 1:
-        if on.device == "cpu":
-            raise UsageError(
-                "train.shard: fsdp needs GPUs; accelerate shards nothing on a CPU",
-                "leave it out: processes on a CPU use DDP",
-            )
-        # Only the first process reads the weights; the others get their shards from it.
-        os.environ["ACCELERATE_USE_FSDP"] = "true"
-        sharding = {"version": 2, "reshard_after_forward": True, "cpu_ram_efficient_loading": True}
-        sharding["activation_checkpointing"] = bool(train.get("gradient_checkpointing"))
-        options |= {"fsdp": True, "fsdp_config": sharding}
+    elif sharding.sharded(train, on) and train.get("offload"):
+        # Shards that lie in the machine's memory are summed there: gradients' norm, loading.
+        options |= {"ddp_backend": "cpu:gloo,cuda:nccl"}
     return SFTConfig(
         output_dir=str(job.out / "checkpoints"),
         per_device_train_batch_size=1,
@@ -54,13 +46,12 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
         max_grad_norm=float(train["max_grad_norm"]),
         adam_beta2=float(train["adam_beta2"]),
         bf16=on.precision == "bf16",
-        gradient_checkpointing=bool(train.get("gradient_checkpointing")) and "fsdp" not in options,
+        gradient_checkpointing=bool(train.get("gradient_checkpointing")),
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=min(10, max(1, total // 50)),
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=int(train.get("save_every") or 100),
-        save_total_limit=2,
         report_to=trackers or "none",
         seed=job.seed % 2**32,
         disable_tqdm=True,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.students import checkpoints, data, export, weights
+from distill.errors import DataError, UsageError
+from distill.students import checkpoints, data, export, keeping, saving, sharding, weights
 from distill.students.arguments import arguments
 from distill.students.hardware import Hardware, hardware, layout_of
 from distill.students.loading import Prepared
+from distill.students.validation import Validation
 
 if TYPE_CHECKING:
     from distill.students.sft import Job
@@ -24,71 +27,111 @@ def fit(job: Job, prepared: Prepared) -> None:
 
 
 def _fit(job: Job, prepared: Prepared) -> None:
-    from distill.students.progress import Progress
-    from distill.students.trainer import Updates, UpdateTrainer
+    from transformers import set_seed
 
-    student, train = job.config["student"], job.train
+    from distill.students.progress import Progress
+    from distill.students.trainer import Updates
+
+    train = job.train
     on = hardware(train)
+    sharding.check(job.config["student"], train)
     rows = data.load(job.out / "tokens")
-    plan = job.plan()
-    layout = layout_of(bool(train.get("packing")), on.attention)
-    budget = int(train.get("micro_batch_tokens") or train["max_length"])
-    resume = checkpoints.last_complete(job.out / "checkpoints") if on.rank == 0 else None
-    resume = _agree(resume, job.out / "checkpoints", on)
-    resumed = int(resume.name.rpartition("-")[2]) if resume else 0
-    told = arguments(job, on, len(plan))  # first: it tells from_pretrained about FSDP
-    progress = Progress(
-        job.out / "log.jsonl", len(rows), int(train["batch_size"]), resumed, log=on.rank == 0
-    )
+    planned = job.plan()
+    settings = arguments(job, on, len(planned))  # starts the process group
+    resume = _resume(job.out / "checkpoints", train, on)
     common = {
-        "budget": budget,
-        "layout": layout,
+        "budget": int(train.get("micro_batch_tokens") or train["max_length"]),
+        "layout": layout_of(bool(train.get("packing")), on.attention),
         "pad": prepared.tokenizer.pad_token_id,
         "rank": on.rank,
         "world": on.world,
     }
-    trainer = UpdateTrainer(
-        model=weights.trainable(prepared, student, train, on),
-        args=told,
-        train_dataset=rows,
-        processing_class=prepared.tokenizer,
-        data_collator=list,
-        callbacks=[progress],
-        peft_config=weights.adapter(prepared, student, train),
-        updates=Updates(rows, plan, **common),
-        bad_batch=job.out / "nan_batch.json",
-        on_update=progress.on_update,
+    progress = Progress(
+        job.out / "log.jsonl", len(rows), int(train["batch_size"]), resume.step, log=on.rank == 0
     )
-    held = _validation(job, trainer, progress, common)
-    sizes = _ready(trainer)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    set_seed(job.seed % 2**32)  # adapters start at random
+    updates = Updates(rows, planned[: resume.told.get("stopped")], **common)
+    trainer = _trainer(job, prepared, on, settings, updates, progress)
+    held = _validation(job, trainer, progress, common, len(planned), resume)
+    sizes = _ready(trainer, train, on)
+    with saving.memory("while training", trainer.setting):
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume.path else None)
     summary = {
-        **_summary(job, prepared, on, plan),
+        **_summary(job, prepared, on, planned),
         **sizes,
-        "layout": layout,
+        "updates": trainer.state.global_step,
+        "layout": common["layout"],
+        "shard": train.get("shard", "none") if on.world > 1 else "none",
         "tokens_per_second": round(progress.tokens_per_second, 1),
         "train_seconds": round(time.monotonic() - progress.started, 2),
         "final_loss": progress.last_loss,
         "validation_examples": held,
         "validation_loss": progress.validation_loss,
-        "resumed_from": resumed or None,
+        "resumed_from": resume.step or None,
+        **keeping.keep(trainer, job, len(planned)),
         "notes": job.notes,
     }
     export.finish(trainer, job, prepared, on, summary)
 
 
-def _validation(job: Job, trainer: Any, progress: Any, common: Mapping[str, Any]) -> int:
+def _trainer(
+    job: Job, prepared: Prepared, on: Hardware, settings: Any, updates: Any, progress: Any
+) -> saving.SavingTrainer:
+    student, train = job.config["student"], job.train
+    sharded = sharding.sharded(train, on)
+    setting = (
+        f"method {student.get('method', 'full')}, micro_batch_tokens {updates.budget}, "
+        f"processes {on.world}, shard {train.get('shard', 'none')}, "
+        f"gradient_checkpointing {bool(train.get('gradient_checkpointing'))}"
+    )
+    with (
+        saving.memory("while the base was loaded", setting),
+        sharding.first_process_loads(sharded),
+    ):
+        model = weights.trainable(prepared, student, train, on)
+    return saving.SavingTrainer(
+        model=model,
+        args=settings,
+        train_dataset=updates.data,
+        processing_class=prepared.tokenizer,
+        data_collator=list,
+        callbacks=[progress],
+        peft_config=weights.adapter(prepared, student, train),
+        updates=updates,
+        bad_batch=job.out / "nan_batch.json",
+        on_update=progress.on_update,
+        sharded=sharded,
+        keep=max(2, int(train.get("average") or 1)),
+        setting=setting,
+    )
+
+
+def _validation(
+    job: Job, trainer: Any, progress: Any, common: Mapping[str, Any], total: int, resume: Resume
+) -> int:
     """Have the loss on the validation split logged; returns how many examples it has."""
     from distill.students.trainer import Updates
-    from distill.students.validation import Validation
 
+    train = job.train
     if not (job.out / "validation").is_dir():
+        if checkpoints.chooses(train):
+            raise DataError(
+                f"train.keep and train.early_stop go by the validation loss: {job.validation_note}",
+                "loosen train.max_length, or give other examples with train.development",
+            )
         return 0
-    rows, size = data.load(job.out / "validation"), int(job.train["batch_size"])
+    rows, size = data.load(job.out / "validation"), int(train["batch_size"])
     parts = [list(range(at, min(at + size, len(rows)))) for at in range(0, len(rows), size)]
     held = Updates(rows, parts, **common)
-    total = len(trainer.updates)
-    trainer.add_callback(Validation(lambda: trainer.mean_loss(held), total, progress))
+    trainer.validation = Validation(
+        lambda: trainer.mean_loss(held),
+        total,
+        progress,
+        keep_best=train.get("keep") == "best",
+        patience=train.get("early_stop"),
+        losses={int(step): loss for step, loss in resume.told.get("losses", {}).items()},
+    )
+    trainer.add_callback(trainer.validation)
     return len(rows)
 
 
@@ -108,20 +151,40 @@ def quiet() -> Iterator[None]:
             hf.enable_progress_bar()
 
 
-def _agree(resume: Path | None, folder: Path, on: Hardware) -> Path | None:
-    """All processes go on from the checkpoint that the first one chose."""
-    if on.world == 1:
-        return resume
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
+@dataclass(frozen=True)
+class Resume:
+    """What to go on from; `path` is None for a start from the base."""
 
-    PartialState(cpu=on.device == "cpu")
-    told: list[str | None] = [resume.name if resume else None]
-    name = broadcast_object_list(told)[0]
-    return folder / name if name else None
+    path: Path | None = None
+    step: int = 0
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _ready(trainer: Any) -> dict[str, int]:
+def _resume(folder: Path, train: Mapping[str, Any], on: Hardware) -> Resume:
+    """The checkpoint to go on from: all processes take the one that the first one found."""
+    found: list[Any] = [None, {}]
+    if on.rank == 0 and (path := checkpoints.last_complete(folder)):
+        told = checkpoints.sealed(path)
+        found = [path.name, {k: v for k, v in told.items() if k != "files"}]
+    if on.world > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(found)
+    name, told = found
+    if not name:
+        return Resume()
+    zero3 = train.get("shard") == "zero3" and on.world > 1
+    if told["zero3"] != zero3 or (zero3 and told["world"] != on.world):
+        shard = "zero3" if told["zero3"] else "none or fsdp"
+        raise UsageError(
+            f"{folder / name} was written with train.shard: {shard} by {told['world']} processes, "
+            "and the states of DeepSpeed fit only the same setting",
+            f"set it back to go on, or remove {folder} to start anew",
+        )
+    return Resume(folder / name, int(told["step"]), told)
+
+
+def _ready(trainer: saving.SavingTrainer, train: Mapping[str, Any], on: Hardware) -> dict[str, int]:
     """Last touches before training; returns the numbers of parameters."""
     from transformers import PrinterCallback
 
@@ -131,10 +194,14 @@ def _ready(trainer: Any) -> dict[str, int]:
         # trl keeps QLoRA's adapters in bf16, where small updates are rounded away.
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()
-    return {
+    sizes = {
         "params": int(trainer.model.num_parameters()),
         "trainable_params": sum(p.numel() for p in trainable),
     }
+    if trainer.sharded:
+        with saving.memory("while weights were sharded", trainer.setting):
+            sharding.shard(trainer.model, train, on)
+    return sizes
 
 
 def _summary(job: Job, prepared: Prepared, on: Hardware, plan: list[list[int]]) -> dict[str, Any]:
@@ -161,7 +228,6 @@ def _summary(job: Job, prepared: Prepared, on: Hardware, plan: list[list[int]]) 
         "longest": counts.longest,
         "tokens": counts.tokens,
         "trained_tokens": counts.trained_tokens,
-        "updates": len(plan),
         "epochs": round(seen, 4),
         "method": job.config["student"].get("method", "full"),
         "device": on.device,
