@@ -1,62 +1,412 @@
-"""Several processes for one training: torchrun, and errors that find their way back."""
+"""Several processes for one training: who starts them, with what around them, and what went wrong.
+
+    distributed   called by the trainer: torchrun on this node, its part of several, Slurm or Ray
+    follow        what `distill train` does on every node but the first
+    check         what can be refused before anything is paid for
+
+Each process runs `launch_worker.py`; a node's torchrun lives in `launch_agent.py`.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import importlib.util
 import json
+import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import distill.errors
-from distill.errors import DistillError
+from distill.errors import DistillError, MissingExtra, UsageError
 
-MODULE = "distill.students.sft"
+log = logging.getLogger(__name__)
+
+WORKER = "distill.students.launch_worker"
+AGENT = "distill.students.launch_agent"
 ERROR = ".error.json"
+FAILURES = ".failures"
+LOGS = "logs"
+AGAIN = "the same command goes on from the last checkpoint"
+SHARED = "let `--runs` (or DISTILL_RUNS) be a folder that all nodes share"
+PORT = 29500
+END_S = 15
+"""Seconds that processes get to end by themselves."""
+WAIT_S = 3600
+"""Seconds that a node waits for the first one to start training; DISTILL_WAIT_S changes it."""
 
 
-def distributed(told: Mapping[str, Any], out: Path, processes: int) -> None:
-    """Run `python -m distill.students.sft` in `processes` processes of this machine and wait.
+@dataclass(frozen=True)
+class Node:
+    """This machine among several: its number, and where the first one listens."""
 
-    Without a GPU they use gloo, and share the cores. A DistillError of a process is raised here.
+    rank: int
+    address: str
+    port: int
+
+
+# -- who starts what ---------------------------------------------------------------------------
+
+
+def inside() -> bool:
+    """Whether torchrun (or another launcher) started this process as one of several."""
+    # Some clusters set RANK and WORLD_SIZE for machines; LOCAL_RANK is set for processes alone.
+    environment = os.environ
+    return "LOCAL_RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1
+
+
+def processes(train: Mapping[str, Any]) -> int:
+    """All processes of a training, on all nodes."""
+    return int(train.get("processes") or 1) * int(train.get("nodes") or 1)
+
+
+def launcher(train: Mapping[str, Any]) -> str:
+    """`torchrun`, `slurm` or `ray`: what `train.launcher` comes to here. Raises UsageError."""
+    asked, nodes = train.get("launcher") or "auto", int(train.get("nodes") or 1)
+    if asked == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        raise UsageError(
+            "train.launcher: slurm, and this is no Slurm allocation (SLURM_JOB_ID is not set)",
+            "submit it: sbatch --nodes=2 scripts/cluster/train.sbatch RECIPE",
+        )
+    if asked == "slurm" and not shutil.which("srun"):
+        raise UsageError("train.launcher: slurm, and there is no `srun` in PATH")
+    if asked == "auto" and nodes > 1 and this_node() is None:
+        here = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        return "slurm" if here > 1 and shutil.which("srun") else "torchrun"
+    return "torchrun" if asked == "auto" else str(asked)
+
+
+def this_node() -> Node | None:
+    """This machine's place as the environment says it, in torchrun's names; None without one.
+
+    `NODE_RANK` and `MASTER_ADDR` (`MASTER_PORT`), each also as `PET_...`; on clusters that number
+    machines by `RANK`, that; in a Slurm step of one task a node, Slurm's own. Raises UsageError.
     """
-    import torch
+    rank = _told("NODE_RANK")
+    if rank is None and "LOCAL_RANK" not in os.environ and _told("MASTER_ADDR"):
+        rank = os.environ.get("RANK")
+    address, port = _told("MASTER_ADDR"), _told("MASTER_PORT")
+    step = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if rank is None and step > 1 and os.environ.get("SLURM_STEP_NUM_NODES") == str(step):
+        rank = os.environ["SLURM_NODEID"]
+        address = address or _first_host(os.environ["SLURM_STEP_NODELIST"])
+        port = port or str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+    if rank is None:
+        return None
+    endpoint = _told("RDZV_ENDPOINT")
+    if endpoint and not address:
+        address, _, port = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", None)
+    if not address:
+        raise UsageError(
+            f"NODE_RANK is {rank}, and nothing says where the first node is",
+            "set MASTER_ADDR to its name or address",
+        )
+    try:
+        return Node(int(rank), address.strip("[]"), int(port or PORT))
+    except ValueError:
+        raise UsageError(f"NODE_RANK = {rank!r}, MASTER_PORT = {port!r}: not numbers") from None
 
+
+def _told(name: str) -> str | None:
+    return os.environ.get(f"PET_{name}") or os.environ.get(name) or None
+
+
+def _first_host(hosts: str) -> str:
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=False
+    )
+    names = done.stdout.split()
+    if not names:
+        raise UsageError(f"scontrol does not name the hosts of {hosts}: {done.stderr.strip()}")
+    return names[0]
+
+
+def follows(train: Mapping[str, Any]) -> bool:
+    """Whether `distill train` here only takes part in what the first node or process leads."""
+    if inside():
+        return os.environ.get("RANK") != "0"
+    if int(train.get("nodes") or 1) < 2 or launcher(train) != "torchrun":
+        return False
+    node = this_node()
+    return node is not None and node.rank > 0
+
+
+def check(train: Mapping[str, Any]) -> None:
+    """Refuse what cannot be started here: too many processes, no launcher, no other node.
+
+    Needs no torch. Raises UsageError, MissingExtra.
+    """
+    if inside():
+        return
+    kind, per_node = launcher(train), int(train.get("processes") or 1)
+    nodes = int(train.get("nodes") or 1)
+    if kind == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtra("ray", "ray", "train.launcher: ray")
+        return
+    found = visible_gpus()
+    if found and per_node > found:
+        raise UsageError(
+            f"train.processes = {per_node}, and this machine shows {found} GPU(s)"
+            + (f" (CUDA_VISIBLE_DEVICES={_visible()})" if _visible() is not None else ""),
+            f"set train.processes={found}, or train.nodes for more machines",
+        )
+    here = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if kind == "slurm" and nodes > here:
+        raise UsageError(f"train.nodes = {nodes}, and the Slurm allocation has {here}")
+    named = _told("NNODES")
+    if kind == "torchrun" and nodes > 1 and this_node() is None:
+        raise UsageError(
+            f"train.nodes = {nodes}, and nothing says which of them this is",
+            "on node I of the nodes: NODE_RANK=I MASTER_ADDR=(first node) distill train ...; "
+            "docs/launching.md has Slurm and Ray",
+        )
+    if kind == "torchrun" and nodes > 1 and named and named.isdigit() and int(named) != nodes:
+        raise UsageError(f"train.nodes = {nodes}, and NNODES says {named}")
+
+
+def _visible() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def visible_gpus() -> int:
+    """NVIDIA or AMD GPUs that a process of ours would see; 0 where there are none. Torch-free."""
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if (told := os.environ.get(name)) is not None:
+            listed = [part.strip() for part in told.split(",") if part.strip()]
+            # As CUDA reads it: what follows the first impossible number is not there.
+            return next((i for i, part in enumerate(listed) if part.startswith("-")), len(listed))
+    found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if not found and (program := shutil.which("nvidia-smi")):
+        try:
+            done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20)
+            found = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        except (OSError, subprocess.TimeoutExpired):
+            found = 0
+    nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties")
+    return found or sum("simd_count 0\n" not in path.read_text() for path in nodes)
+
+
+# -- starting ----------------------------------------------------------------------------------
+
+
+def distributed(told: Mapping[str, Any], out: Path) -> None:
+    """Run the training that `told` describes in all its processes and wait for them.
+
+    Without a GPU they use gloo and share the cores. A DistillError of a process is raised here;
+    nothing is left running, however it ends.
+    """
+    train = told["config"]["train"]
+    kind = launcher(train)
+    told = {**told, "fitted": True}
+    for path in [out / ERROR, *out.glob(f"{FAILURES}*")]:
+        path.unlink(missing_ok=True)
+    if kind == "ray":
+        from distill.students import launch_ray
+
+        launch_ray.train(told, out)
+        return
     request = out / ".request.json"
     request.write_text(json.dumps(told), encoding="utf-8")
-    (out / ERROR).unlink(missing_ok=True)
-    environment = dict(os.environ)
-    if not torch.cuda.is_available():
-        environment["ACCELERATE_USE_CPU"] = "1"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // processes)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", "-m", MODULE, str(request)]
-    with subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent) as child:
-        try:
-            code = child.wait()
-        except BaseException:
-            child.terminate()
-            child.wait()
-            raise
-    request.unlink(missing_ok=True)
+    try:
+        if kind == "slurm":
+            from distill.students import launch_slurm
+
+            code = launch_slurm.train(request, train)
+        else:
+            node = this_node() if int(train.get("nodes") or 1) > 1 else None
+            code = run(torchrun(train, node, out, [str(request)]), environment(train))
+    finally:
+        request.unlink(missing_ok=True)
     if code:
-        raise read_error(out) or DistillError(
-            f"one of {processes} training processes ended with code {code}",
-            "its own words are above; start again to go on from the last checkpoint",
-        )
+        raise why(out, code)
 
 
-def leave_error(out: Path, error: DistillError) -> None:
-    """Write a process's error where its parent looks for it; the first one stays."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or (out / ERROR).exists():
+def follow(payload: Mapping[str, Any]) -> None:
+    """Take part on a node (or in a process) that does not lead; returns when the training is over.
+
+    `payload` is `{"train": ...}` of the recipe. Raises DistillError.
+    """
+    train = payload["train"]
+    if inside():
+        from distill.students.launch_worker import take_part
+
+        take_part(None)
         return
-    told = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-    (out / ERROR).write_text(json.dumps(told), encoding="utf-8")
+    node = this_node()
+    assert node is not None
+    _wait_for(node)
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="distill-node-") as folder:
+        out = Path(folder)
+        code = run(torchrun(train, node, out, []), environment(train))
+        if code:
+            raise why(out, code)
+
+
+def _wait_for(node: Node) -> None:
+    patience = float(os.environ.get("DISTILL_WAIT_S", WAIT_S))
+    end = time.monotonic() + patience
+    told = False
+    while True:
+        try:
+            socket.create_connection((node.address, node.port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise DistillError(
+                    f"the first node did not start to train at {node.address}:{node.port} within "
+                    f"{patience:.0f} s ({error})",
+                    "start it, or set DISTILL_WAIT_S to wait longer; all nodes must reach the port",
+                ) from None
+        if not told:
+            where = f"{node.address}:{node.port}"
+            print(f"waiting for the first node to train at {where}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(1)
+
+
+def torchrun(
+    train: Mapping[str, Any], node: Node | None, out: Path, request: Sequence[str]
+) -> list[str]:
+    """The command that starts this node's processes; `node` is None where it is the only one."""
+    rank = node.rank if node else 0
+    if node is None:
+        # The port is torchrun's: it opens one that is free and keeps it.
+        meet = ["--standalone", "--local-addr", "localhost"]
+    else:
+        # A fixed place for each node, so that the first one's processes lead.
+        meet = ["--nnodes", str(train["nodes"]), "--node-rank", str(rank)]
+        meet += ["--rdzv-backend", "static", "--rdzv-id", "distill"]
+        meet += ["--master-addr", node.address, "--master-port", str(node.port)]
+    return agent(out / f"{FAILURES}-{rank}.json", train, meet, request)
+
+
+def agent(
+    failures: Path, train: Mapping[str, Any], meet: Sequence[str], request: Sequence[str]
+) -> list[str]:
+    """The command of a node's torchrun that meets the others as `meet` says."""
+    count = ["--nproc-per-node", str(int(train.get("processes") or 1)), "--max-restarts", "0"]
+    command = [sys.executable, "-m", AGENT, str(failures), *meet, *count]
+    return [*command, "-m", WORKER, *request]
+
+
+def environment(train: Mapping[str, Any]) -> dict[str, str]:
+    """What the processes get: ours without another launcher's words, threads, loopback for one."""
+    taken = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    settings = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in taken and not key.startswith(("PET_", "TORCHELASTIC_"))
+    }
+    if not visible_gpus():
+        settings["ACCELERATE_USE_CPU"] = "1"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    per_node = int(train.get("processes") or 1)
+    settings.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // per_node)))
+    settings["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(END_S)
+    if int(train.get("nodes") or 1) == 1 and Path("/sys/class/net/lo").exists():
+        # A host name that resolves to nowhere must not matter on one machine.
+        settings.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return settings
+
+
+def run(command: Sequence[str], settings: Mapping[str, str]) -> int:
+    """Run a command to its end; whatever ends us ends it, within twice `END_S`."""
+    with subprocess.Popen(command, env=dict(settings), stdin=subprocess.DEVNULL) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            _end(child)
+            raise
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    # A second Ctrl-C must not leave processes behind.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child.terminate()
+        try:
+            child.wait(timeout=2 * END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# -- what went wrong ---------------------------------------------------------------------------
+
+
+def why(out: Path, code: int) -> BaseException:
+    """The error of a training whose launcher ended with `code`: the first process's, as itself."""
+    if code in (130, -signal.SIGINT):
+        return KeyboardInterrupt()
+    failed = [
+        {**process, "host": told.get("host")}
+        for told in _told_by(out)
+        for process in told.get("processes", [])
+    ]
+    # Whom the kernel killed ended the others, who then complain of a lost connection.
+    killed = [p for p in failed if p["signal"] not in ("", "SIGTERM", "SIGINT")]
+    if killed:
+        first = min(killed, key=lambda p: p["at"])
+        hint = "most likely for want of memory; " if first["signal"] == "SIGKILL" else ""
+        return DistillError(
+            f"training process {first['rank']} on {first['host']} was ended by {first['signal']}",
+            hint + AGAIN,
+        )
+    if (error := read_error(out)) is not None:
+        return error
+    for told in _told_by(out):
+        if "torchrun" in told:
+            return DistillError(f"torchrun on {told['host']}: {told['torchrun']}", AGAIN)
+    if code < 0:
+        return DistillError(f"the training's launcher was ended by signal {-code}", AGAIN)
+    return _last_words(out, failed, code)
+
+
+def _told_by(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in out.glob(f"{FAILURES}-*.json")]
+
+
+def _last_words(out: Path, failed: Sequence[Mapping[str, Any]], code: int) -> DistillError:
+    if not failed:
+        return DistillError(f"the training's launcher ended with code {code}", AGAIN)
+    first = min(failed, key=lambda p: p["at"])
+    who = f"training process {first['rank']} on {first['host']}"
+    for kind in ("traceback", "log"):
+        file = out / LOGS / f"rank-{first['rank']}.{kind}"
+        if file.is_file():
+            said = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            words = "\n  ".join(said[-1:] if kind == "traceback" else said[-10:])
+            return DistillError(f"{who}: {words}", f"all of it is in {file}; {AGAIN}")
+    return DistillError(
+        f"{who} ended with code {first['code']}", f"its own words are above; {AGAIN}"
+    )
+
+
+def plain(error: DistillError) -> dict[str, Any]:
+    """An error as JSON; `read_error` makes it one again."""
+    return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def leave_error(out: Path, error: DistillError, *, force: bool = False) -> None:
+    """Write a process's error where its parent looks for it; the first one stays."""
+    several = force or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not several or not out.is_dir() or (out / ERROR).exists():
+        return
+    temporary = out / f"{ERROR}.{os.getpid()}"
+    temporary.write_text(json.dumps(plain(error)), encoding="utf-8")
+    os.replace(temporary, out / ERROR)
 
 
 def read_error(out: Path) -> DistillError | None:
@@ -69,8 +419,3 @@ def read_error(out: Path) -> DistillError | None:
     error: DistillError = kind.__new__(kind)
     DistillError.__init__(error, told["message"], told["hint"])
     return error
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -46,14 +46,17 @@ class SFT:
         Raises DataError, ModelError, PreflightError, MissingExtra.
         """
         job = Job(Path(dataset), Path(out), config)
+        if launch.inside():
+            from distill.students.launch_worker import take_part
+
+            return take_part(job.as_json()) or job.student
         started = time.monotonic()
         if job.done():
             return job.student
         job.out.mkdir(parents=True, exist_ok=True)
         prepared = job.prepare()
-        processes = int(config["train"].get("processes") or 1)
-        if processes > 1:
-            launch.distributed(job.as_json(), job.out, processes)
+        if launch.processes(config["train"]) > 1:
+            launch.distributed(job.as_json(), job.out)
         else:
             from distill.students.fit import fit
 
@@ -193,17 +196,15 @@ class Job:
 
 def main(arguments: list[str]) -> int:
     """Train as a JSON file says: `{"dataset": ..., "out": ..., "config": {...}}`."""
+    if launch.inside():
+        from distill.students.launch_worker import main as worker
+
+        return worker(arguments)
     told = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     job = Job(Path(told["dataset"]), Path(told["out"]), told["config"])
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from distill.students.fit import fit
-
-            fit(job, prepare(job.config["student"]))
-        else:
-            SFT().train(job.dataset, job.out, job.config)
+        SFT().train(job.dataset, job.out, job.config)
     except DistillError as error:
-        launch.leave_error(job.out, error)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
