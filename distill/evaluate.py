@@ -273,6 +273,7 @@ class Evaluator:
     def results(self, models: Sequence[ModelRef]) -> dict[str, Any]:
         """The content of `results.json`."""
         tasks = {plan.name: self._task(plan, models) for plan in self.plans}
+        scores.adjust(tasks)
         asked = self.evaluation
         stock = dict.fromkeys(n for found in self.lm_eval.values() for n in found if n not in tasks)
         return {

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import statistics
+from distill import power, statistics
 from distill.records import OUTCOMES, Problem
 
 PARSED = ("correct", "wrong")
 WORST = 10
+FINEST = 64
+"""Tokens of the smallest budget that accuracy is given for; each next one is twice as large."""
 STUDENT, BASE = "student", "base"
 
 Row = Mapping[str, Any]
@@ -104,9 +106,33 @@ def _model(answers: Answers | None, rows: Sequence[Row], samples: int, seed: int
         "parsed_rate": float(answers.parsed.mean()),
         "accuracy_parsed": statistics.parsed_accuracy(answers.correct, answers.parsed),
         **{k: entry[k] for k in ("truncated", "mean_tokens", "outcomes")},
+        "within_tokens": within_tokens(answers),
         "by_source": _groups(answers, lambda p: p.source or "unnamed", seed),
+        "by_subject": _groups(answers, lambda p: p.metadata.get("subject"), seed),
         "by_difficulty": _groups(answers, lambda p: p.metadata.get("difficulty"), seed),
     }
+
+
+def within_tokens(answers: Answers) -> list[list[float]]:
+    """Accuracy for the tokens spent: [tokens, share of samples right within so many] by doubling.
+
+    What cutting every answer there would have left of pass@1, had nobody known it beforehand.
+    """
+    spent = np.array([[row["completion_tokens"] for row in rows] for rows in answers.rows])
+    curve: list[list[float]] = []
+    budget = FINEST
+    while not curve or curve[-1][0] < spent.max():
+        curve.append([budget, float((answers.correct & (spent <= budget)).mean())])
+        budget *= 2
+    return curve
+
+
+def adjust(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put `p_adjusted` beside every `p`: Holm's, over the tasks that two models are compared on."""
+    for pair in {pair for task in tasks.values() for pair in task["differences"]}:
+        found = [t["differences"][pair] for t in tasks.values() if pair in t["differences"]]
+        for entry, p in zip(found, power.holm([entry["p"] for entry in found]), strict=True):
+            entry["p_adjusted"] = p
 
 
 def compare(first: Answers, second: Answers, *, seed: int) -> dict[str, Any]:
@@ -125,6 +151,7 @@ def compare(first: Answers, second: Answers, *, seed: int) -> dict[str, Any]:
         "interval": paired.interval.as_list(),
         "interval_clt": paired.closed_form.as_list(),
         "p": paired.p,
+        "detectable": power.detectable(first.means - second.means),
         "clear": not (paired.interval.low <= 0 <= paired.interval.high),
         "parsed_difference": both.value if both else None,
         "parsed_interval": both.interval.as_list() if both else None,

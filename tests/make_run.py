@@ -352,6 +352,7 @@ class _Maker:
         }
         write_jsonl(folder / "samples.jsonl", (row for mine in rows.values() for row in mine))
         tasks = {"heldout": scores.score_task(self.heldout, rows, samples=k, seed=0)}
+        scores.adjust(tasks)
         results = {
             "settings": {
                 "temperature": 0.6,

@@ -370,6 +370,29 @@ def test_scores_of_a_single_sample_of_a_single_problem_are_numbers() -> None:
     assert not task["differences"]["student-base"]["clear"]
 
 
+def test_accuracy_for_the_tokens_spent_ends_at_pass_at_1() -> None:
+    problems = sums(2)
+    row = {"finish_reason": "stop", "extracted": "1"}
+    spent = {(0, 0): (10, "correct"), (0, 1): (100, "correct"), (1, 0): (300, "wrong")}
+    spent[(1, 1)] = (500, "correct")
+    rows = [
+        {**row, "problem_id": problems[p].id, "index": i, "completion_tokens": n, "outcome": what}
+        for (p, i), (n, what) in spent.items()
+    ]
+    curve = scores.within_tokens(scores.Answers.of(problems, rows))
+    assert curve == [[64, 0.25], [128, 0.5], [256, 0.5], [512, 0.75]]
+
+
+def test_several_tasks_are_several_tests() -> None:
+    def task(p: float) -> dict[str, Any]:
+        return {"differences": {"student-base": {"p": p}}}
+
+    tasks = {"one": task(0.02), "two": task(0.03), "three": {"differences": {}}}
+    scores.adjust(tasks)
+    adjusted = [tasks[name]["differences"]["student-base"]["p_adjusted"] for name in ("one", "two")]
+    assert adjusted == [0.04, 0.04]
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the step gets from the pipeline, with two models of random weights."""
