@@ -6,49 +6,23 @@ so that a finished step costs nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distill import child, models, workers
-from distill.errors import MissingExtra, UsageError
+from distill import models, workers
+from distill.errors import UsageError
+from distill.job_base import VERSIONS, by_name, summary_of
+from distill.job_train import TrainingJob
 from distill.recipe import Recipe
-from distill.resolve import code_version, resolve
-from distill.step import Done, Step, Workspace
+from distill.stages import Stage
+from distill.step import Done, Step
 
-VERSIONS = {
-    "problems": "2",
-    "import": "2",
-    "sample": "2",
-    "grade": "2",
-    "tasks": "1",
-    "filter": "2",
-    "select": "3",
-    "train": "1",
-    "evaluate": "1",
-}
-"""Raised whenever a stage's code changes what it writes; part of the step's identity."""
-
-EMBEDDED = ("transformers", "vllm")
-"""Engines that hold a model in memory and therefore run in a child."""
+__all__ = ["VERSIONS", "Job", "summary_of"]
 
 
-class Job:
-    """A recipe, its workspace, and the objects that were passed in instead of names."""
-
-    def __init__(
-        self, recipe: Recipe, workspace: Workspace, teacher: Any = None, student: Any = None
-    ) -> None:
-        self.recipe = recipe
-        self.workspace = workspace
-        self.teacher = teacher
-        self.student = student
-        self.folder = recipe.folder
-        self.steps: dict[str, Done] = {}
-        self.log_file = workspace.root / "errors.log"
+class Job(TrainingJob):
+    """A recipe at work: the data sets and the judging here, the training in `job_train`."""
 
     # -- problems ------------------------------------------------------------------------------
 
@@ -160,7 +134,7 @@ class Job:
         config |= golds.own_versions(summary_of(problems))
         if "judges" in config:
             config["seed"] = self.recipe.seed
-        step = Step("grade", config, _by_name(problems, traces), VERSIONS["grade"])
+        step = Step("grade", config, by_name(problems, traces), VERSIONS["grade"])
         return self._do(
             step,
             lambda out: run.grade_traces(
@@ -197,13 +171,16 @@ class Job:
             ),
         )
 
-    def filter(self, problems: Done, traces: Done, grades: Done, tasks: Done) -> Done:
+    def filter(
+        self, problems: Done, traces: Done, grades: Done, tasks: Done, stage: Stage | None = None
+    ) -> Done:
         """Kept or dropped, by which filter and why."""
-        from distill.filter.run import filter_traces, filters_identity
+        from distill.filter.run import filter_traces
 
-        filters = workers.filters_of(self.recipe, self.folder)
-        config = {"filters": filters_identity(filters, self.folder)}
-        inputs = _by_name(problems, traces, grades, tasks)
+        stage = stage or self.stages[0]
+        filters = workers.filters_of(stage.recipe, self.folder)
+        config = {"filters": self._filters_identity(stage.recipe)}
+        inputs = by_name(problems, traces, grades, tasks)
         return self._do(
             Step("filter", config, inputs, VERSIONS["filter"]),
             lambda out: filter_traces(
@@ -215,87 +192,60 @@ class Job:
                 out,
                 folder=self.folder,
             ),
+            self._filter_label(stage),
         )
 
-    def select(self, problems: Done, traces: Done, grades: Done, verdicts: Done) -> Done:
-        """The training set."""
+    def _filters_identity(self, recipe: Recipe) -> Any:
+        from distill.filter.run import filters_identity
+
+        return filters_identity(workers.filters_of(recipe, self.folder), self.folder)
+
+    def _filter_label(self, stage: Stage) -> str:
+        """`filter` where a stage filters as the recipe does: it is the same step."""
+        if not stage.name:
+            return "filter"
+        same = self._filters_identity(stage.recipe) == self._filters_identity(self.recipe)
+        return "filter" if same else stage.label("filter")
+
+    def select(
+        self,
+        problems: Done,
+        traces: Done,
+        grades: Done,
+        verdicts: Done,
+        stage: Stage | None = None,
+    ) -> Done:
+        """The training set of a stage."""
         from distill.select import select_traces
 
-        config = {"select": self.recipe.select.identity(), "seed": self.recipe.seed}
-        inputs = _by_name(problems, traces, grades, verdicts)
+        stage = stage or self.stages[0]
+        asked = stage.recipe.select
+        config: dict[str, Any] = {"select": asked.identity(), "seed": self.recipe.seed}
+        if stops := workers.stops_of(self.recipe) if asked.pass_rate else {}:
+            config["stops"] = stops
+        inputs = by_name(problems, traces, grades, verdicts)
         return self._do(
             Step("select", config, inputs, VERSIONS["select"]),
             lambda out: select_traces(
-                self.recipe.select,
+                asked,
                 seed=self.recipe.seed,
                 problems=problems.folder / "problems.jsonl",
                 traces=traces.folder / "traces.jsonl",
                 grades=grades.folder / "grades.jsonl",
                 verdicts=verdicts.folder / "verdicts.jsonl",
                 out=out,
+                stops=stops,
             ),
+            stage.label("select"),
         )
 
-    # -- from a data set to a judged student ---------------------------------------------------
+    def last(self, verb: str) -> str:
+        """The label of the last step that a verb stands for: with stages it has several."""
+        if verb == "filter":
+            return list(dict.fromkeys(map(self._filter_label, self.stages)))[-1]
+        return self.stages[-1].label(verb) if verb in ("select", "train") else verb
 
-    def foresee_training(self) -> None:
-        """Raise now what training would raise after the traces were paid for."""
-        recipe = self.recipe
-        self._weights(self.base, recipe.student.revision)
-        if recipe.student.method == "qlora" and find_spec("bitsandbytes") is None:
-            raise MissingExtra("bitsandbytes", "qlora", "student.method: qlora")
-        arch = models.student_entry(self.base).arch
-        size = arch.params if arch is not None else 0
-        if size >= 1e9 and not recipe.train.allow_cpu and not models.has_gpu():
-            raise UsageError(
-                f"recipe '{recipe.name}' trains {size / 1e9:.1f}B parameters, and this machine "
-                "shows no GPU",
-                "stop before it with `distill select`, or force it with train.allow_cpu=true",
-            )
-
-    def train(self, dataset: Done) -> Done:
-        """The student's folder, `student/` in the step's."""
-        recipe = self.recipe
-        seed = recipe.seed if recipe.train.seed is None else recipe.train.seed
-        identity = {
-            "student": recipe.student.identity(),
-            "weights": self._weights(self.base, recipe.student.revision),
-            "train": recipe.train.identity(),
-            "seed": seed,
-            "trainer": self._trainer_version(),
-        }
-        config = {
-            "student": {**recipe.student.model_dump(mode="json"), "base": self.base},
-            "train": recipe.train.model_dump(mode="json"),
-            "seed": seed,
-            "card": {"recipe": recipe.name},
-        }
-        if (validation := dataset.folder / "validation.jsonl").is_file():
-            config["validation"] = str(validation)
-        step = Step("train", identity, {"dataset": dataset.step}, VERSIONS["train"])
-        return self._do(step, lambda out: self._train(dataset, out, config))
-
-    def _train(self, dataset: Done, out: Path, config: Mapping[str, Any]) -> None:
-        rows = dataset.folder / "dataset.jsonl"
-        if self.student is not None:
-            trained = Path(self.student.train(rows, out, config))
-        else:
-            trained = Path(
-                self._in_child(
-                    "train",
-                    {
-                        "trainer": self.recipe.student.trainer,
-                        "dataset": str(rows),
-                        "out": str(out),
-                        "config": config,
-                    },
-                )
-            )
-        if trained.resolve() != (out / "student").resolve():
-            raise UsageError(
-                f"the trainer left its model in {trained}",
-                f"`train` must write the model folder {out / 'student'} and return it",
-            )
+    # -- the judging -------------------------------------------------------------------------------
 
     def evaluate(self, problems: Done, student: Done, tasks: Done) -> Done:
         """Base and student (and teacher) on the same problems under the same settings."""
@@ -310,7 +260,7 @@ class Job:
             "teacher": self._teacher_identity() if recipe.evaluate.teacher else None,
             "seed": recipe.seed,
         }
-        step = Step("evaluate", config, _by_name(problems, student, tasks), VERSIONS["evaluate"])
+        step = Step("evaluate", config, by_name(problems, student, tasks), VERSIONS["evaluate"])
         payload = {
             "problems": str(problems.folder / "problems.jsonl"),
             "tasks": str(tasks.folder),
@@ -322,79 +272,3 @@ class Job:
             "pool": str(self.workspace.pool),
         }
         return self._do(step, lambda out: self._in_child("evaluate", {**payload, "out": str(out)}))
-
-    # -- helpers -------------------------------------------------------------------------------
-
-    @property
-    def base(self) -> str:
-        """Where the student's base is: the catalog's path for a short name, else the name."""
-        if not self.recipe.student.base:
-            raise UsageError(f"recipe '{self.recipe.name}' names no student.base to train")
-        return str(models.student_entry(models.local(self.recipe.student.base, self.folder)).path)
-
-    def _weights(self, model: str, revision: str | None) -> str:
-        return models.fingerprint(model, revision, self.workspace.root / "hashes.json")
-
-    def _engine(self) -> str:
-        spec = self.recipe.teacher
-        return spec.engine or str(models.teacher_entry(spec.model).engine)
-
-    def _teacher_identity(self) -> dict[str, Any]:
-        if self.teacher is not None:
-            return {"object": self.teacher.identity}
-        spec, engine = self.recipe.teacher, self._engine()
-        identity: dict[str, Any] = {**spec.identity(), "engine": engine}
-        identity |= models.text_options(spec.options)
-        if engine in EMBEDDED:
-            entry = models.teacher_entry(models.local(spec.model, self.folder))
-            identity["weights"] = self._weights(entry.model, spec.revision)
-        elif engine == "replay":
-            identity["weights"] = models.file_sha256(self._recorded(spec.model))
-        elif ":" in engine:
-            kind = resolve(engine, {}, what="teacher engine", folder=self.folder)
-            identity["code"] = code_version(kind)
-            identity["options"] = spec.options
-        return identity
-
-    def _recorded(self, name: str) -> Path:
-        path = self.folder / Path(name).expanduser()
-        if not path.is_file():
-            raise UsageError(f"no recorded traces '{path}'", "teacher.model names a JSONL file")
-        return path
-
-    def _trainer_version(self) -> str:
-        if self.student is not None:
-            return code_version(self.student)
-        if self.recipe.student.trainer in workers.TRAINERS:
-            return self.recipe.student.trainer
-        return code_version(
-            resolve(self.recipe.student.trainer, {}, what="trainer", folder=self.folder)
-        )
-
-    def _in_child(self, stage: str, payload: Mapping[str, Any]) -> Any:
-        everything = {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "folder": str(self.folder),
-            **payload,
-        }
-        return child.call(
-            f"distill.workers:{stage}",
-            everything,
-            python=self.recipe.interpreters.get(stage),
-            log_file=self.log_file,
-        )
-
-    def _do(self, step: Step, work: Callable[[Path], None]) -> Done:
-        done = self.workspace.run(step, work)
-        self.steps[step.name] = done
-        return done
-
-
-def _by_name(*steps: Done) -> dict[str, Step]:
-    return {done.step.name: done.step for done in steps}
-
-
-def summary_of(done: Done) -> dict[str, Any]:
-    """What the step says about itself; empty where it wrote no summary."""
-    path = done.folder / "summary.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -41,9 +41,20 @@ def distil(job: Job) -> Iterator[Done]:
     if not published:
         yield (traces := job.sample(problems))
     yield (grades := job.grade(problems, traces))
-    yield (verdicts := job.filter(problems, traces, grades, tasks))
-    yield (dataset := job.select(problems, traces, grades, verdicts))
-    yield (student := job.train(dataset))
+    # All data sets come before the first training: an empty one is found out in time.
+    verdicts, datasets, seen = [], [], set()
+    for stage in job.stages:
+        verdicts.append(job.filter(problems, traces, grades, tasks, stage))
+        if verdicts[-1].label not in seen:
+            seen.add(verdicts[-1].label)
+            yield verdicts[-1]
+    for stage, kept in zip(job.stages, verdicts, strict=True):
+        datasets.append(job.select(problems, traces, grades, kept, stage))
+        yield datasets[-1]
+    student = None
+    for stage, dataset in zip(job.stages, datasets, strict=True):
+        yield (student := job.train(dataset, stage, student))
+    assert student is not None, "a recipe has at least one stage"
     yield job.evaluate(problems, student, tasks)
 
 
@@ -88,8 +99,8 @@ def run(
             if done.step.name == "select":
                 from distill.report import write_data_card
 
-                write_data_card(record.folder)
-            if until in (done.step.name, _as_stage(done.step.name)):
+                write_data_card(record.folder, record.content["steps"][done.label].get("stage", ""))
+            if _as_stage(done.label) == job.last(until):
                 break
         record.finish("done" if until in ("report", "evaluate") else "partial")
     except KeyboardInterrupt:
@@ -138,12 +149,16 @@ class RunRecord:
         self._write()
 
     def add(self, done: Done) -> None:
-        self.content["steps"][done.step.name] = {
+        entry: dict[str, Any] = {
             "folder": done.folder.relative_to(self.root).as_posix(),
             "id": done.step.identity,
             "seconds": round(done.seconds, 3),
             "reused": done.reused,
         }
+        if done.label != done.step.name:
+            entry["step"] = done.step.name
+            entry["stage"] = done.label.removeprefix(f"{done.step.name}-")
+        self.content["steps"][done.label] = entry
         self._write()
         say(_line(done))
 
@@ -182,7 +197,7 @@ def _line(done: Done) -> str:
     """`grade     3,200 traces: 2,110 correct, ...      12.3 s`"""
     told = _told(done.step.name, summary_of(done))
     when = "reused" if done.reused else f"{done.seconds:.1f} s"
-    return f"{_as_stage(done.step.name):<9} {told:<78} {when:>8}"
+    return f"{_as_stage(done.label):<9} {told:<78} {when:>8}"
 
 
 def _told(step: str, summary: dict[str, Any]) -> str:

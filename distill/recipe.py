@@ -34,6 +34,7 @@ from distill.schema import (
     as_student,
     as_teacher,
 )
+from distill.schema_stages import MergeSpec, StageSpec
 
 
 class Recipe(Section):
@@ -51,6 +52,10 @@ class Recipe(Section):
     select: Selection = Field(default_factory=Selection)
     student: StudentSpec = Field(default_factory=StudentSpec)
     train: Training = Field(default_factory=Training)
+    stages: list[StageSpec] = Field(default_factory=list)
+    """Trainings in a row, each with what differs from the sections above (docs/stages.md)."""
+    merge: MergeSpec | None = None
+    """What becomes of the student before it is evaluated."""
     evaluate: Evaluation = Field(default_factory=Evaluation)
     interpreters: Annotated[dict[str, str], "runtime"] = Field(default_factory=dict)
     """Another Python for a step, `{train: /path/to/python}`, where packages do not mix."""
@@ -103,6 +108,11 @@ class Recipe(Section):
             raise RecipeError(
                 _explain(cls, error, where), "distill show NAME shows every key"
             ) from None
+
+    def identity(self) -> dict[str, Any]:
+        """As of any section; a recipe without stages and merging is what it always was."""
+        plain = super().identity()
+        return {k: v for k, v in plain.items() if v or k not in ("stages", "merge")}
 
     @property
     def folder(self) -> Path:

@@ -45,6 +45,7 @@ def rehearsed(recipe: Recipe, engine: str) -> Recipe:
     fixed: dict[str, Any] = {"want": None, "budget_tokens": None, "budget_cost": None, "limits": []}
     changed.sampling = Sampling(**{**sampling, **fixed, "n": _samples(engine, options)})
     changed.filters = []
+    changed.select = changed.select.model_copy(update={"pass_rate": None})  # too few problems
     # Two micro-batches of full examples an update: gradients are summed as in the real training.
     train = changed.train
     fits = max(1, (train.micro_batch_tokens or train.max_length) // train.max_length)

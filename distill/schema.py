@@ -193,6 +193,11 @@ DEFAULT_FILTERS = [
 class Selection(Section):
     """Which of the kept traces are trained on (docs/selection.md)."""
 
+    pass_rate: tuple[float, float] | None = None
+    """Only problems that the teacher solves so often, bounds included: `[0.0, 0.5]` are the hard
+    half. Counted over all graded traces of a problem."""
+    min_tries: int = Field(default=4, ge=1)
+    """With `pass_rate`: problems with fewer graded traces are left out, for theirs is no rate."""
     per_problem: int = Field(default=1, ge=1)
     by: Literal["shortest", "longest", "random", "different", "judge"] = "random"
     """Which of a problem's traces: `shortest` of n is Kimi k1.5's (arXiv 2501.12599), `different`
@@ -234,7 +239,16 @@ class Selection(Section):
                 "validation is a share below 1 or a whole number of problems; "
                 f"found {self.validation:g}"
             )
+        low, high = self.pass_rate or (0, 1)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"pass_rate is [low, high] within 0 and 1; found [{low:g}, {high:g}]")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """As of any section; what is not used is left out, so that it changes nothing."""
+        plain = super().identity()
+        unused = set() if self.pass_rate else {"pass_rate", "min_tries"}
+        return {key: value for key, value in plain.items() if key not in unused}
 
 
 class TaskSpec(Section):

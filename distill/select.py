@@ -17,6 +17,7 @@ from distill.choose import Candidate, Choice, choose, draw, for_validation
 from distill.errors import DataError
 from distill.export import Columns, write_parquet
 from distill.filter.text import CHARS_PER_TOKEN
+from distill.pass_rates import PassRates
 from distill.records import (
     Example,
     Problem,
@@ -53,27 +54,35 @@ def select_traces(
     grades: Path,
     verdicts: Path,
     out: Path,
+    stops: Mapping[str, int] | None = None,
 ) -> None:
     """Choose among the kept traces and write the data set.
 
     Writes `dataset.jsonl` (Example rows in an order shuffled by the seed), `dataset.parquet` (the
     same rows), with `validation` also `validation.jsonl` and `.parquet`, `verdicts.jsonl` (final,
     one per trace) and `summary.json`. The same input gives the same bytes. `grades` is read for
-    `by: judge` alone. Raises DataError where nothing is left to train on.
+    `by: judge` and `pass_rate` alone; `stops` says how adaptive sampling stopped. Raises DataError
+    where nothing is left to train on.
     """
     start = time.monotonic()
     asked = {p.id: p for p in read_records(Problem, problems)}
     scores = read_jsonl(grades) if config.by == "judge" else None
+    rates = PassRates(grades, config, stops or {}) if config.pass_rate else None
     with traces.open("rb") as file:
+        candidates = list(_candidates(asked, traces, verdicts, scores))
+        unwanted = {c.key: rates.why_not(c.problem_id) for c in candidates} if rates else {}
         choice = choose(
-            _candidates(asked, traces, verdicts, scores),
+            (c for c in candidates if unwanted.get(c.key) is None),
             config,
             seed,
             texts=lambda c: _trace(file, c).text,
         )
         chosen = choice.chosen
         if not chosen:
-            raise _nothing_left(verdicts)
+            raise rates.nothing_left() if rates and candidates else _nothing_left(verdicts)
+        for candidate in candidates:
+            if (why := unwanted.get(candidate.key)) is not None:
+                choice.drop([candidate], "pass_rate", why)
         held = for_validation({c.problem_id for c in chosen}, config.validation)
         chosen.sort(key=lambda c: draw(seed, "shuffle", c.problem_id, c.index))
         splits = {
@@ -89,6 +98,9 @@ def select_traces(
                 write_parquet(out / f"{SPLITS[name]}.parquet", read_jsonl(rows), COLUMNS)
     write_jsonl(out / "verdicts.jsonl", _final(verdicts, choice, held))
     summary = _summary(out / "verdicts.jsonl", asked, choice, splits)
+    if rates:
+        summary["pass_rate"] = rates.summary()
+        summary["notes"] += rates.notes()
     if choice.shares:
         summary["mix" if config.mix else "balance"] = choice.shares
     if config.validation and not splits["validation"]:

@@ -63,12 +63,13 @@ class Step:
 
 @dataclass
 class Done:
-    """What `Workspace.run` reports of a step."""
+    """What `Workspace.run` reports of a step; `label` is what a run calls it."""
 
     step: Step
     folder: Path
     seconds: float
     reused: bool
+    label: str = ""
 
 
 class Workspace:

@@ -71,14 +71,19 @@ def filters_of(recipe: Recipe, folder: Path) -> list[PartSpec]:
         return str(models.student_entry(models.local(recipe.student.base, folder)).path)
 
     told = with_tokenizers(recipe.filters, folder, base, recipe.train.max_length)
-    want, sampled = recipe.sampling.want, recipe.traces is None
-    stops = {"want": want, "most": recipe.sampling.max} if want is not None and sampled else {}
+    stops = stops_of(recipe)
     return [
         part.model_copy(update={"params": {**stops, **part.params}})
         if part.name == "difficulty"
         else part
         for part in told
     ]
+
+
+def stops_of(recipe: Recipe) -> dict[str, int]:
+    """`want` and `most` of adaptive sampling, by which pass rates are estimated; else empty."""
+    want, sampled = recipe.sampling.want, recipe.traces is None
+    return {"want": want, "most": recipe.sampling.max} if want is not None and sampled else {}
 
 
 def build_student(trainer: str, folder: Path) -> Any:

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from distill.pipeline import STAGES, distil, say
 from distill.recipe import Recipe
 from distill.records import Problem, read_records, write_jsonl
 from distill.rehearse import PROBLEMS, Memory, left_out, longest, rehearsed, shorten
+from distill.stages import Stage
 from distill.step import Done, Step, Workspace
 
 FOLDER = "rehearsal"
@@ -40,6 +42,7 @@ class Rehearsal(Job):
         if hashes.is_file():  # of weights, which need not be read again
             shutil.copy(hashes, root / hashes.name)
         super().__init__(rehearsed(recipe, engine), Workspace(root))
+        self.stages = [replace(s, recipe=rehearsed(s.recipe, engine)) for s in self.real.stages]
         self.notes = left_out(recipe, engine)
 
     def problems(self) -> Done:
@@ -62,9 +65,11 @@ class Rehearsal(Job):
 
         return self._do(Step("tasks", {"longest": PROBLEMS}, {"tasks": real.step}), work)
 
-    def train(self, dataset: Done) -> Done:
+    def train(self, dataset: Done, stage: Stage | None = None, before: Done | None = None) -> Done:
         """A few updates on examples of the full length."""
         self.foresee_training()
+        stage = stage or self.stages[0]
+        recipe = stage.recipe
 
         def work(out: Path) -> None:
             told = child.call(
@@ -72,18 +77,18 @@ class Rehearsal(Job):
                 {
                     "dataset": str(dataset.folder / "dataset.jsonl"),
                     "out": str(out / "dataset.jsonl"),
-                    "student": {**self.recipe.student.model_dump(mode="json"), "base": self.base},
-                    "train": self.recipe.train.model_dump(mode="json"),
-                    "trainer": self.recipe.student.trainer,
+                    "student": {**recipe.student.model_dump(mode="json"), "base": self.base},
+                    "train": recipe.train.model_dump(mode="json"),
+                    "trainer": recipe.student.trainer,
                 },
                 python=self.recipe.interpreters.get("train"),
                 log_file=self.log_file,
             )
             say(f"          {told['examples']} examples of {told['tokens']:,} tokens")
 
-        limit = self.recipe.train.max_length
-        filled = self._do(Step("fill", {"max_length": limit}, {"dataset": dataset.step}), work)
-        return super().train(filled)
+        config = {"max_length": recipe.train.max_length}
+        filled = self._do(Step("fill", config, {"dataset": dataset.step}), work)
+        return super().train(filled, stage, before)
 
     def _short(self, name: str, real: Done) -> Done:
         step = Step(name, {"longest": PROBLEMS}, {name: real.step})
@@ -105,8 +110,8 @@ def rehearse(recipe: Recipe, *, until: str = "report", runs: Path | str | None =
             if done is None:
                 break
             name = done.step.name
-            say(f"rehearsed {name:<9} {_told(name, summary_of(done)):<50} peak: {memory}")
-            if until in (name, "problems" if name == "import" else name):
+            say(f"rehearsed {done.label:<9} {_told(name, summary_of(done)):<50} peak: {memory}")
+            if job.last(until) == ("problems" if name == "import" else done.label):
                 break
     except DistillError as error:
         at = _after(name)

@@ -9,30 +9,34 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError
 from distill.manifest import hide_argument, hide_secrets
-from distill.records import read_jsonl
+from distill.recipe import Recipe
 from distill.report import results as evaluation
 from distill.report import traces
 from distill.report.data_tables import left_out
-from distill.report.words import clean, clip
+from distill.report.training import read_json, read_training, without_notes
+from distill.report.words import clean
+from distill.stages import stages_of
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PIPELINE = ("problems", "sample", "grade", "tasks", "filter", "select", "train", "evaluate")
-CURVE_POINTS = 400
 FILTERING = ("measured", "overlaps", "errors")
 """What the report takes of the filter step's summary besides the funnel."""
 
 
 @dataclass
 class Step:
-    """One step of the run, as run.json and its own summary tell it."""
+    """One step of the run, as run.json and its own summary tell it.
+
+    `kind` is `train` where the run, which has several stages, calls it `train-hard`.
+    """
 
     name: str
     folder: Path
@@ -40,6 +44,8 @@ class Step:
     seconds: float | None = None
     reused: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    stage: str = ""
 
 
 @dataclass
@@ -51,13 +57,38 @@ class Source:
     steps: dict[str, Step]
     notes: list[dict[str, str]]
 
+    def every(self, kind: str) -> list[Step]:
+        """The steps of a kind in their order: one, or one of each stage."""
+        return [step for step in self.steps.values() if step.kind == kind]
+
+    def step(self, *kinds: str) -> Step | None:
+        """The first of these kinds that the run has; of several stages the last one's."""
+        return next((found[-1] for kind in kinds if (found := self.every(kind))), None)
+
     def folder(self, *names: str) -> Path | None:
-        """The folder of the first of these steps that the run has."""
-        return next((self.steps[n].folder for n in names if n in self.steps), None)
+        """The folder of that step."""
+        found = self.step(*names)
+        return found.folder if found else None
 
     def summary(self, *names: str) -> dict[str, Any]:
-        """The summary of the first of these steps that the run has; else empty."""
-        return next((self.steps[n].summary for n in names if n in self.steps), {})
+        """The summary of that step; else empty."""
+        found = self.step(*names)
+        return found.summary if found else {}
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages that have a data set; empty for a recipe without stages."""
+        return [step.stage for step in self.every("select") if step.stage]
+
+    def at(self, stage: str) -> Source:
+        """The run as a run of this stage alone, with its part of the recipe."""
+        steps = {n: s for n, s in self.steps.items() if s.stage in ("", stage)}
+        own = {step.kind for step in steps.values() if step.stage}
+        steps = {n: s for n, s in steps.items() if s.stage or s.kind not in own}
+        recipe = Recipe.from_dict(self.run.get("recipe") or {})
+        of = next((s.recipe for s in stages_of(recipe) if s.name == stage), recipe)
+        run = {**self.run, "recipe": of.model_dump(mode="json")}
+        return replace(self, run=run, steps=steps)
 
 
 def collect(run_dir: Path) -> dict[str, Any]:
@@ -67,12 +98,12 @@ def collect(run_dir: Path) -> dict[str, Any]:
     ledger = traces.read_ledger(
         source.folder("sample", "import"),
         source.folder("grade"),
-        source.folder("select", "filter"),
+        *[step.folder for step in source.every("select") or source.every("filter")],
     )
     data = _data(source, ledger, recipe)
     found, lead = _evaluation(source)
     missing = [step for step in _planned(recipe) if step not in source.steps]
-    student = source.folder("train")
+    student = source.folder("merge", "train")
     numbers = {
         "schema": SCHEMA,
         "name": recipe.get("name") or source.run.get("name") or run_dir.name,
@@ -90,14 +121,15 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "student": _relative(student / "student", run_dir.parent) if student else None,
         "headline": lead,
         **data,
-        "training": _training(source),
+        "training": read_training(source.every("train"), source.notes),
         "evaluation": found,
         "steps": [_step_row(step) for step in source.steps.values()],
         "seconds": sum(step.seconds or 0 for step in source.steps.values()),
         "notes": source.notes,
-        "manifest": _read_json(run_dir / "manifest.json", source.notes),
+        "manifest": read_json(run_dir / "manifest.json", source.notes),
     }
-    order = (*PIPELINE, "import", "report")
+    order = [*PIPELINE, "import", "merge", "report"]
+    order += [step.name for step in source.steps.values() if step.stage]
     source.notes.sort(key=lambda n: order.index(n["step"]) if n["step"] in order else len(order))
     cleaned: dict[str, Any] = clean(numbers)
     return cleaned
@@ -121,10 +153,12 @@ def read_run(run_dir: Path) -> Source:
         if not entry.get("folder") or not folder.is_dir():
             notes.append({"step": name, "note": f"its folder {entry.get('folder')} is gone"})
             continue
-        summary = _read_json(folder / "summary.json", notes, name) or {}
+        summary = read_json(folder / "summary.json", notes, name) or {}
         seconds = entry.get("seconds")
         steps[name] = Step(
             name=name,
+            kind=str(entry.get("step") or name),
+            stage=str(entry.get("stage") or ""),
             folder=folder,
             id=str(entry.get("id") or ""),
             seconds=float(seconds) if seconds is not None else None,
@@ -136,9 +170,12 @@ def read_run(run_dir: Path) -> Source:
 
 
 def _planned(recipe: Mapping[str, Any]) -> list[str]:
-    if recipe.get("traces"):
-        return ["import", *PIPELINE[2:]]
-    return list(PIPELINE)
+    planned = ["import", *PIPELINE[2:]] if recipe.get("traces") else list(PIPELINE)
+    if recipe.get("merge"):
+        planned.insert(-1, "merge")
+    names = [stage["name"] for stage in recipe.get("stages") or []]
+    staged = {kind: [f"{kind}-{name}" for name in names] for kind in ("select", "train") if names}
+    return [label for step in planned for label in staged.get(step, [step])]
 
 
 def teacher_of(source: Source, recipe: Mapping[str, Any]) -> str:
@@ -174,11 +211,11 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
         note = f"the teacher's engine ignores {setting}"
         source.notes.append({"step": "sample", "note": note})
     return {
-        "problems": _without_notes(source.summary("problems", "import")),
-        "sampling": _without_notes(sampled),
-        "grading": _without_notes(source.summary("grade")),
+        "problems": without_notes(source.summary("problems", "import")),
+        "sampling": without_notes(sampled),
+        "grading": without_notes(source.summary("grade")),
         "filtering": {k: source.summary("filter").get(k) or {} for k in FILTERING},
-        "selection": _without_notes(source.summary("select")),
+        "selection": without_notes(source.summary("select")),
         "origin": "imported" if "import" in source.steps else "sampled",
         "funnel": stages,
         "pass_rates": traces.pass_rates(ledger),
@@ -191,6 +228,9 @@ def _told(source: Source, recipe: Mapping[str, Any]) -> traces.Told:
     """What the steps say about the funnel."""
     filtered, selected = source.summary("filter"), source.summary("select")
     trained, select = source.summary("train"), source.folder("select")
+    if source.stages:
+        # A trace may be in several sets: what all stages take together stands in no summary.
+        selected, trained, select = {}, {}, None
     named = [part.get("name", "") for part in recipe.get("filters") or []]
     dataset = select / "dataset.jsonl" if select else None
     return traces.Told(
@@ -218,7 +258,7 @@ def _evaluation(source: Source) -> tuple[dict[str, Any] | None, dict[str, Any] |
     folder = source.folder("evaluate")
     if folder is None:
         return None, None
-    results = _read_json(folder / "results.json", source.notes, "evaluate") or {}
+    results = read_json(folder / "results.json", source.notes, "evaluate") or {}
     tasks = source.folder("tasks")
     files = sorted(tasks.glob("*.jsonl")) if tasks else []
     heldout = source.folder("problems", "import")
@@ -229,38 +269,6 @@ def _evaluation(source: Source) -> tuple[dict[str, Any] | None, dict[str, Any] |
         if {"step": "evaluate", "note": str(note)} not in source.notes:
             source.notes.append({"step": "evaluate", "note": str(note)})
     return found, evaluation.headline(results, found)
-
-
-def _training(source: Source) -> dict[str, Any] | None:
-    folder = source.folder("train")
-    if folder is None:
-        return None
-    logged = list(read_jsonl(folder / "log.jsonl")) if (folder / "log.jsonl").is_file() else []
-    rows = [row for row in logged if row.get("loss") is not None]
-    measured = [row for row in logged if row.get("validation_loss") is not None]
-    thin = max(1, -(-len(rows) // CURVE_POINTS))
-    curve = [
-        {key: row.get(key) for key in ("step", "loss", "learning_rate")} for row in rows[::thin]
-    ]
-    preflight = _read_json(folder / "preflight.json", source.notes, "train")
-    return {
-        **_without_notes(source.summary("train")),
-        "curve": curve,
-        "validation_curve": [{"step": r["step"], "loss": r["validation_loss"]} for r in measured],
-        "logged": len(rows),
-        "preflight": _preflight(preflight),
-    }
-
-
-def _preflight(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the check before training found, and its example with what is trained of it."""
-    if found is None:
-        return None
-    example = [
-        {"trained": bool(part.get("trained")), "text": clip(str(part.get("text") or ""))}
-        for part in found.get("example") or []
-    ]
-    return {"checked": found.get("checked"), "failed": found.get("failed"), "example": example}
 
 
 def _step_row(step: Step) -> dict[str, Any]:
@@ -275,24 +283,5 @@ def _step_row(step: Step) -> dict[str, Any]:
     }
 
 
-def _without_notes(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in summary.items() if k != "notes"}
-
-
 def _relative(path: Path, runs: Path) -> str | None:
     return path.relative_to(runs).as_posix() if path.is_dir() else None
-
-
-def _read_json(
-    path: Path, notes: list[dict[str, str]], step: str = "report"
-) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict):
-            return data
-        raise ValueError("expected an object")
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        notes.append({"step": step, "note": f"{path.name} is damaged and was left out: {error}"})
-        return None

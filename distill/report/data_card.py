@@ -45,13 +45,14 @@ COLUMNS = {
 }
 
 
-def write_data_card(run_dir: Path) -> Path:
-    """Write README.md beside the training set of a run and return its path.
+def write_data_card(run_dir: Path, stage: str = "") -> Path:
+    """Write README.md beside the training set of a run, or of one of its stages; return its path.
 
     One that somebody put there instead stays. Raises UsageError for a run that has no training set
     yet.
     """
     source = read_run(run_dir)
+    source = source.at(stage) if stage else source
     folder = source.folder("select")
     if folder is None:
         raise UsageError(f"{run_dir.name} has no training set yet", "distill select RECIPE")
@@ -140,7 +141,8 @@ def _recipe(source: Source) -> Mapping[str, Any]:
 
 
 def _name(source: Source) -> str:
-    return str(_recipe(source).get("name") or source.run_dir.name)
+    name = str(_recipe(source).get("name") or source.run_dir.name)
+    return f"{name}, stage {source.stages[0]}" if len(source.stages) == 1 else name
 
 
 def _what(source: Source) -> str:
@@ -210,7 +212,7 @@ def _chosen(source: Source) -> list[tuple[str, str]]:
         ("filters", ", ".join(_part(part) for part in recipe.get("filters") or [])),
         ("traces of each problem", f"at most {asked.get('per_problem')}, {asked.get('by')}"),
     ]
-    for key in ("per_source", "mix", "balance", "fill", "max_examples", "validation"):
+    for key in ("pass_rate", "per_source", "mix", "balance", "fill", "max_examples", "validation"):
         if asked.get(key):
             found.append((f"select.{key}", json.dumps(asked[key])))
     found.append(("order", f"shuffled by the seed {recipe.get('seed')}"))
@@ -225,7 +227,8 @@ def _part(part: Mapping[str, Any]) -> str:
 
 
 def _identity(source: Source) -> list[tuple[str, str]]:
-    step, recipe = source.steps["select"], _recipe(source)
+    step, recipe = source.step("select"), _recipe(source)
+    assert step is not None, "a card is written of a training set"
     found = [
         ("recipe", f"{_name(source)}, hash {source.run_dir.name.rpartition('-')[2]}"),
         ("seed", str(recipe.get("seed"))),

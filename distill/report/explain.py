@@ -42,10 +42,10 @@ def explain_filters(run_dir: Path) -> dict[str, Any]:
     UsageError for a run without a filter step.
     """
     source = read_run(run_dir)
-    step = source.steps.get("filter")
+    step = source.step("filter")
     if step is None:
         raise UsageError(f"{run_dir.name} was not filtered yet", "distill filter RECIPE --explain")
-    pool = source.steps.get("import") or source.steps.get("sample")
+    pool = source.step("import", "sample")
     picked, kept = _pick(step.folder / "verdicts.jsonl")
     samples = _read(picked, source, pool)
     summary, left = step.summary, int(step.summary.get("traces", 0))
@@ -75,7 +75,7 @@ def explain_filters(run_dir: Path) -> dict[str, Any]:
         "filters": filters,
         "kept_samples": [samples[at] for at in picked if at in kept],
         "changes": changes_since(step.folder),
-        "notes": [n["note"] for n in source.notes if n["step"] == "filter"],
+        "notes": [n["note"] for n in source.notes if n["step"] == step.name],
     }
 
 

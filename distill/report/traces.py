@@ -46,8 +46,11 @@ class Ledger:
         return [key for key in self.kept if key not in self.held]
 
 
-def read_ledger(pool: Path | None, grade: Path | None, verdicts: Path | None) -> Ledger:
-    """Read what there is of traces, grades and final verdicts; a None folder is not there."""
+def read_ledger(pool: Path | None, grade: Path | None, *verdicts: Path | None) -> Ledger:
+    """Read what there is of traces, grades and final verdicts; a None folder is not there.
+
+    With the verdicts of several stages a trace is kept if any of them keeps it.
+    """
     ledger = Ledger()
     for row in _rows(pool, "traces.jsonl"):
         key = _key(row)
@@ -59,13 +62,17 @@ def read_ledger(pool: Path | None, grade: Path | None, verdicts: Path | None) ->
             ledger.tokens[_key(row)] = len(row.get("text") or "")
     for row in _rows(grade, "grades.jsonl"):
         ledger.outcomes[_key(row)] = str(row.get("outcome", "ungraded"))
-    for row in _rows(verdicts, "verdicts.jsonl"):
+    trained: set[Key] = set()
+    for row in (row for folder in verdicts for row in _rows(folder, "verdicts.jsonl")):
         key = _key(row)
-        ledger.judged.add(key)
-        if not row.get("kept"):
+        if row.get("kept"):
+            (ledger.held if row.get("reason") == HELD_BACK else trained).add(key)
+        elif key not in ledger.judged:
             ledger.dropped[key] = (str(row.get("filter") or "?"), str(row.get("reason") or ""))
-        elif row.get("reason") == HELD_BACK:
-            ledger.held.add(key)
+        ledger.judged.add(key)
+    ledger.held -= trained
+    for key in ledger.held | trained:
+        ledger.dropped.pop(key, None)
     return ledger
 
 

@@ -1,0 +1,118 @@
+"""The arrows from a data set to a student: one training or several in a row, then merging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from distill import models, workers
+from distill.errors import MissingExtra, UsageError
+from distill.job_base import VERSIONS, JobBase, summary_of
+from distill.resolve import code_version, resolve
+from distill.stages import Stage
+from distill.step import Done, Step
+
+
+class TrainingJob(JobBase):
+    """What trains: each stage on the student of the stage before it."""
+
+    def foresee_training(self) -> None:
+        """Raise now what training would raise after the traces were paid for."""
+        recipe = self.recipe
+        self._weights(self.base, recipe.student.revision)
+        qlora = any(stage.recipe.student.method == "qlora" for stage in self.stages)
+        if qlora and find_spec("bitsandbytes") is None:
+            raise MissingExtra("bitsandbytes", "qlora", "student.method: qlora")
+        arch = models.student_entry(self.base).arch
+        size = arch.params if arch is not None else 0
+        forced = all(stage.recipe.train.allow_cpu for stage in self.stages)
+        if size >= 1e9 and not forced and not models.has_gpu():
+            raise UsageError(
+                f"recipe '{recipe.name}' trains {size / 1e9:.1f}B parameters, and this machine "
+                "shows no GPU",
+                "stop before it with `distill select`, or force it with train.allow_cpu=true",
+            )
+
+    def train(self, dataset: Done, stage: Stage | None = None, before: Done | None = None) -> Done:
+        """The student's folder, `student/` in the step's; `before` is the stage it starts from."""
+        stage = stage or self.stages[0]
+        recipe = stage.recipe
+        seed = recipe.seed if recipe.train.seed is None else recipe.train.seed
+        identity = {
+            "student": recipe.student.identity(),
+            "weights": self._weights(self.base, recipe.student.revision),
+            "train": recipe.train.identity(),
+            "seed": seed,
+            "trainer": self._trainer_version(),
+        }
+        student = {**recipe.student.model_dump(mode="json"), "base": self.base}
+        inputs = {"dataset": dataset.step}
+        if before is not None:
+            inputs["student"] = before.step
+            student |= _goes_on(before, student)
+        config = {
+            "student": student,
+            "train": recipe.train.model_dump(mode="json"),
+            "seed": seed,
+            "card": self._card(stage),
+        }
+        if (validation := dataset.folder / "validation.jsonl").is_file():
+            config["validation"] = str(validation)
+        step = Step("train", identity, inputs, VERSIONS["train"])
+        return self._do(step, lambda out: self._train(dataset, out, config), stage.label("train"))
+
+    def _card(self, stage: Stage) -> dict[str, Any]:
+        """What the trainer's first model card says besides what it knows itself."""
+        told: dict[str, Any] = {"recipe": self.recipe.name}
+        if stage.name:
+            told["base"] = self.recipe.student.base
+            told["stage"] = f"{stage.name} ({stage.number + 1} of {stage.of})"
+        return told
+
+    def _train(self, dataset: Done, out: Path, config: Mapping[str, Any]) -> None:
+        rows = dataset.folder / "dataset.jsonl"
+        if self.student is not None:
+            trained = Path(self.student.train(rows, out, config))
+        else:
+            trained = Path(
+                self._in_child(
+                    "train",
+                    {
+                        "trainer": self.recipe.student.trainer,
+                        "dataset": str(rows),
+                        "out": str(out),
+                        "config": config,
+                    },
+                )
+            )
+        if trained.resolve() != (out / "student").resolve():
+            raise UsageError(
+                f"the trainer left its model in {trained}",
+                f"`train` must write the model folder {out / 'student'} and return it",
+            )
+
+    def _trainer_version(self) -> str:
+        if self.student is not None:
+            return code_version(self.student)
+        if self.recipe.student.trainer in workers.TRAINERS:
+            return self.recipe.student.trainer
+        return code_version(
+            resolve(self.recipe.student.trainer, {}, what="trainer", folder=self.folder)
+        )
+
+
+def _goes_on(before: Done, student: Mapping[str, Any]) -> dict[str, Any]:
+    """The student of a stage as the base of the next one.
+
+    Its folder has template, EOS and positions. New tokens are in its vocabulary and trained:
+    adding them again would set their rows back to the mean.
+    """
+    template = student.get("template") or summary_of(before).get("template") or ""
+    return {
+        "base": str(before.folder / "student"),
+        "revision": None,
+        "template": template,
+        "think_tokens": "text",
+    }

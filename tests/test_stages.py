@@ -1,0 +1,166 @@
+"""Several trainings in one recipe: which steps, which data, and what is done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import Recipe, run
+from distill.errors import DataError, RecipeError
+from distill.job import Job
+from distill.records import read_jsonl
+from distill.stages import stages_of
+from distill.step import Workspace
+from tests.test_pipeline import Counting, recipe_of
+
+HARD = {"name": "hard", "select": {"pass_rate": [0.0, 0.7]}, "train": {"learning_rate": 1e-6}}
+
+
+class Uneven(Counting):
+    """Right on every sample of problems with an even first number, on two of three of the others."""
+
+    identity = "uneven-1"
+
+    async def complete(self, request: Any, on_tokens: Any = None) -> Any:
+        first = int(next(w for w in request.prompt[-1]["content"].split() if w.isdigit()))
+        if first % 2 == 0:
+            request = request.__class__(
+                **{
+                    **{k: getattr(request, k) for k in request.__dataclass_fields__},
+                    "key": request.key.split("/")[0] + "/0/0",
+                }
+            )
+        return await super().complete(request, on_tokens)
+
+
+class Recording:
+    """A trainer of ten lines: writes down what it was given and where it started."""
+
+    version = "1"
+
+    def __init__(self) -> None:
+        self.given: list[dict[str, Any]] = []
+
+    def train(self, dataset: Path, out: Path, config: Mapping[str, Any]) -> Path:
+        rows = list(read_jsonl(dataset))
+        self.given.append({"rows": rows, "student": config["student"], "train": config["train"]})
+        (out / "student").mkdir(parents=True)
+        (out / "student" / "config.json").write_text("{}")
+        (out / "summary.json").write_text(json.dumps({"updates": 1, "examples": len(rows)}))
+        return out / "student"
+
+
+def staged(tmp_path: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
+    plain = {"filters": ["correct"], "select__min_tries": 3, "student": "pocket-base", **changes}
+    return recipe_of(tmp_path, stages=list(stages), **plain)
+
+
+def train(tmp_path: Path, recipe: Recipe, until: str = "train") -> tuple[dict[str, Any], Any]:
+    trainer = Recording()
+    report = run(recipe, teacher=Uneven(), student=trainer, until=until, runs=tmp_path / "r")
+    return dict(json.loads((report.path.parent / "run.json").read_text())), trainer
+
+
+def test_a_stage_trains_the_student_of_the_stage_before(tmp_path: Path) -> None:
+    record, trainer = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD))
+    assert list(record["steps"])[-5:] == [
+        "filter",
+        "select-all",
+        "select-hard",
+        "train-all",
+        "train-hard",
+    ]
+    one, two = trainer.given
+    first = tmp_path / "r" / record["steps"]["train-all"]["folder"] / "student"
+    assert two["student"]["base"] == str(first)
+    assert (one["train"]["learning_rate"], two["train"]["learning_rate"]) == (1e-5, 1e-6)
+    asked = [int(row["messages"][0]["content"].split()[2]) for row in two["rows"]]
+    assert asked and all(number % 2 for number in asked)
+    assert len(one["rows"]) > len(two["rows"])
+
+
+def test_a_later_stage_changes_nothing_before_it(tmp_path: Path) -> None:
+    before, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD))
+    changed = {**HARD, "train": {"learning_rate": 2e-6}}
+    after, trainer = train(tmp_path, staged(tmp_path, {"name": "all"}, changed))
+    assert len(trainer.given) == 1
+    for name in ("select-all", "select-hard", "train-all"):
+        assert after["steps"][name]["id"] == before["steps"][name]["id"]
+    assert after["steps"]["train-hard"]["id"] != before["steps"]["train-hard"]["id"]
+
+
+def test_adding_or_renaming_a_stage_trains_nothing_again(tmp_path: Path) -> None:
+    plain, _ = train(tmp_path, staged(tmp_path))
+    assert list(plain["steps"])[-2:] == ["select", "train"]
+    record, trainer = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD))
+    assert record["steps"]["train-all"]["id"] == plain["steps"]["train"]["id"]
+    assert len(trainer.given) == 1
+    _, again = train(tmp_path, staged(tmp_path, {"name": "first"}, {**HARD, "name": "second"}))
+    assert again.given == []
+
+
+def test_a_stage_with_filters_of_its_own(tmp_path: Path) -> None:
+    short = {"name": "short", "filters": ["correct", {"length": {"max_tokens": 1000}}]}
+    record, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, short), until="select")
+    names = ["filter", "filter-short", "select-all", "select-short"]
+    assert list(record["steps"])[-4:] == names
+    record, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, short), until="filter")
+    assert list(record["steps"])[-2:] == names[:2]
+
+
+def test_stages_survive_being_written_down(tmp_path: Path) -> None:
+    recipe = staged(tmp_path, {"name": "all"}, HARD, train__epochs=3)
+    again = Recipe.from_dict(json.loads(json.dumps(recipe.model_dump(mode="json"))))
+    assert [s.recipe.identity() for s in stages_of(again)] == [
+        s.recipe.identity() for s in stages_of(recipe)
+    ]
+    assert stages_of(again)[1].recipe.train.epochs == 3
+
+
+def test_a_recipe_without_stages_is_what_it_was() -> None:
+    assert {"stages", "merge"}.isdisjoint(Recipe.load("pocket").identity())
+    assert {"pass_rate", "min_tries"}.isdisjoint(Recipe.load("pocket").select.identity())
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"name": "a"}, {"name": "a"}], "two stages are called 'a'"),
+        ([{"name": "A b"}], "stages.0.name"),
+        ([{"name": "a", "train": {"learning_rat": 1}}], "did you mean 'learning_rate'"),
+        ([{"name": "a", "select": {"pass_rate": [0.7, 0.5]}}], "pass_rate is"),
+        ([{"name": "a", "select": {"validation": 0.1}}, {"name": "b"}], "select.validation"),
+        ([{"name": "a", "select": {"mix": {"x": 1}, "balance": "r1"}}], "not both"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, stages: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Job(staged(tmp_path, *stages), Workspace(tmp_path))
+
+
+def test_sections_that_only_disagree_together(tmp_path: Path) -> None:
+    recipe = staged(tmp_path, {"name": "a", "select": {"balance": "r1"}}, select__mix={"sums": 3})
+    with pytest.raises(RecipeError, match="stage 'a'.*not both"):
+        Job(recipe, Workspace(tmp_path))
+
+
+def test_no_problem_is_hard(tmp_path: Path) -> None:
+    never = {"name": "hard", "select": {"pass_rate": [0.0, 0.1]}}
+    with pytest.raises(DataError, match="of 1[0-9] graded problems 0 are within"):
+        train(tmp_path, staged(tmp_path, {"name": "all"}, never), until="select")
+
+
+def test_few_tries_are_no_rate(tmp_path: Path) -> None:
+    recipe = staged(tmp_path, {"name": "all"}, HARD, select__min_tries=4)
+    with pytest.raises(DataError, match="have fewer than 4 graded traces"):
+        train(tmp_path, recipe, until="select")
+    record, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD), until="select")
+    folder = tmp_path / "r" / record["steps"]["select-hard"]["folder"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["left_out"]["pass_rate"] > 0
+    # 3 tries at 85%: at most 2 right in 1 - 0.85 ** 3 of the cases.
+    assert any("in 39% of the cases" in note for note in summary["notes"])
