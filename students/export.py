@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.students import adapter as lora
+from distill.students import data
 from distill.students.hardware import Hardware
-from distill.students.loading import Prepared, load_model, set_generation
+from distill.students.loading import Prepared, set_generation
 from distill.students.sharding import unsharded
 
 if TYPE_CHECKING:
     from distill.students.sft import Job
+
+PROBES, PROBE_TOKENS = 3, 256
+"""Examples, and tokens of each, by which a merged adapter is compared with the unmerged one."""
 
 
 def save(model: Any, prepared: Prepared, folder: Path, dtype: Any, card: str) -> None:
@@ -31,19 +36,6 @@ def save(model: Any, prepared: Prepared, folder: Path, dtype: Any, card: str) ->
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-
-
-def merge(adapter: Path, prepared: Prepared, student: Mapping[str, Any], dtype: Any) -> Any:
-    """The base with a LoRA adapter added into its weights, computed on the CPU in fp32.
-
-    Adding in the 4 bits of QLoRA or in bf16 would round the adapter away.
-    """
-    import torch
-    from peft import PeftModel
-
-    base = load_model(prepared, student, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    return merged.to(dtype)
 
 
 def card(
@@ -91,6 +83,12 @@ def _of(licence: str) -> str:
     return f" ({licence})" if licence else ""
 
 
+def probes(tokens: Path) -> list[list[int]]:
+    """Token ids of the first examples of a training: what merging an adapter is checked with."""
+    rows = data.load(tokens)
+    return [list(rows[i]["input_ids"][:PROBE_TOKENS]) for i in range(min(PROBES, len(rows)))]
+
+
 def finish(
     trainer: Any, job: Job, prepared: Prepared, on: Hardware, summary: dict[str, Any]
 ) -> None:
@@ -100,7 +98,11 @@ def finish(
     if student.get("method", "full") != "full":
         trainer.save_model(str(job.out / "adapter"))
         (job.out / "adapter" / "training_args.bin").unlink(missing_ok=True)
-        model = merge(job.out / "adapter", prepared, student, on.dtype) if on.rank == 0 else None
+        model = None
+        if on.rank == 0:
+            probe = probes(job.out / "tokens")
+            model, found = lora.merge(job.out / "adapter", prepared, student, on.dtype, probe)
+            summary["merge_logits_max_diff"] = found
     elif trainer.sharded:
         model = unsharded(trainer.model)
     elif trainer.is_deepspeed_enabled:
