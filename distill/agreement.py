@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 from distill.errors import UsageError
 from distill.filter.outcome import Correct
@@ -16,6 +17,7 @@ from distill.grade.judge import JudgeSpec
 from distill.grade.parts import KNOWN, build_all, judges_of, nearest, specs_of
 from distill.mix import balance_of
 from distill.recipe import Recipe
+from distill.stages import stages_of
 
 IN_CHILDREN = ("sample", "train", "evaluate")
 
@@ -32,6 +34,8 @@ def check_agreement(recipe: Recipe) -> None:
     capped = recipe.select.per_source
     _check_sources(recipe, "select.per_source", capped if isinstance(capped, dict) else ())
     _check_domains(recipe)
+    for stage in stages_of(recipe):
+        _check_training(stage.recipe)
 
 
 def _check_interpreters(recipe: Recipe) -> None:
@@ -46,6 +50,43 @@ def _check_interpreters(recipe: Recipe) -> None:
                 f"interpreters.{stage} is {python}, and there is no such program",
                 "give the path of a Python that has distill installed",
             )
+
+
+def _check_training(recipe: Recipe) -> None:
+    """What decides which weights are kept, and what can be sharded."""
+    train = recipe.train
+    measured = bool(recipe.select.validation or train.development)
+    if train.development:
+        development_of(recipe)
+    if not measured and (train.keep == "best" or train.early_stop is not None):
+        key = "keep: best" if train.keep == "best" else f"early_stop: {train.early_stop}"
+        raise UsageError(
+            f"train.{key} goes by the validation loss, and there are no examples to measure it on",
+            "keep some from training with select.validation (0.02, say), or name a file of rows "
+            '{"messages": [...]} in train.development',
+        )
+    if train.keep == "best" and train.average > 1:
+        raise UsageError(
+            f"train.keep: best and train.average: {train.average} both say which weights the "
+            "student gets",
+            "choose one of them",
+        )
+    if train.shard == "fsdp" and recipe.student.method == "qlora":
+        raise UsageError(
+            "train.shard: fsdp cannot shard weights of 4 bits (student.method: qlora)",
+            "leave shard out (each process holds the base in 4 bits), or train with method: lora",
+        )
+
+
+def development_of(recipe: Recipe) -> Path:
+    """The file of `train.development`, which is relative to the recipe's folder."""
+    path = recipe.folder / Path(str(recipe.train.development)).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"train.development is {recipe.train.development}, and there is no file {path}",
+            'give a JSONL file of rows {"messages": [...]}',
+        )
+    return path
 
 
 def open_sources(recipe: Recipe) -> list[str]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distill import models, workers
+from distill import agreement, models, workers
 from distill.errors import MissingExtra, UsageError
 from distill.job_base import VERSIONS, JobBase, summary_of
 from distill.resolve import code_version, resolve
@@ -58,7 +58,11 @@ class TrainingJob(JobBase):
             "seed": seed,
             "card": self._card(stage),
         }
-        if (validation := dataset.folder / "validation.jsonl").is_file():
+        validation = dataset.folder / "validation.jsonl"
+        if recipe.train.development:
+            validation = agreement.development_of(recipe)
+            identity["development"] = models.file_sha256(validation)
+        if validation.is_file():
             config["validation"] = str(validation)
         step = Step("train", identity, inputs, VERSIONS["train"])
         return self._do(step, lambda out: self._train(dataset, out, config), stage.label("train"))

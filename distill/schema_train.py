@@ -73,6 +73,9 @@ class Training(Section):
     """`auto`: liger-kernel's on a GPU where it is installed."""
     keep: Literal["last", "best"] = "last"
     """Which weights the student gets: the last, or those of the lowest validation loss."""
+    development: Annotated[str | None, RUNTIME] = None
+    """JSONL rows {"messages"} to measure the loss on instead of the validation split. They are
+    never reported as a result; their contents, not their path, are part of the identity."""
     early_stop: int | None = Field(default=None, ge=1)
     """Stop after so many measurements of the validation loss without a lower one."""
     average: int = Field(default=1, ge=1)
@@ -87,4 +90,6 @@ class Training(Section):
         """As of any section; what is not used is left out, so that it changes nothing."""
         plain = super().identity()
         unused = {"keep": "last", "early_stop": None, "average": 1}
+        if self.average > 1:  # then the checkpoints are part of the result
+            plain["save_every"] = self.save_every
         return {k: v for k, v in plain.items() if k not in unused or v != unused[k]}
