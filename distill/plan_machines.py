@@ -19,16 +19,18 @@ from distill.errors import UsageError
 DEFAULT = "1x24,1x80,8x80,2x8x80"
 """The machines of a plan without `--on`."""
 GB = 1e9
-USABLE = 0.93
-"""Share of what the driver shows that a model may take: an "80 GB" GPU shows 80 GiB and is planned
-with 80e9 bytes. The rest is CUDA's context, communication buffers and fragmentation."""
+GIB = 2**30
+"""Memory of GPUs is in GiB, as torch and nvidia-smi say it: an "80 GB" GPU has nearly 80 GiB."""
+USABLE = 0.985
+"""Share of the size on the label that CUDA offers: 79.1 of 80 GiB on an H100, 23.6 of 24 on an RTX
+4090 (what torch says in its out-of-memory errors)."""
 
 _FORM = re.compile(r"(?:(\d+)x)?(?:(\d+)x)?([a-z0-9][a-z0-9.-]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. Memory in GB (1e9 bytes, all usable), rates in FLOP/s and bytes/s, price in US
+    """One GPU. `memory` is the size on its label in GiB, rates in FLOP/s and bytes/s, price in US
     dollars per hour; `host` is the machine's memory per GPU in GB."""
 
     name: str
@@ -38,6 +40,11 @@ class Gpu:
     link: float
     host: float
     price: float
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a process can have of it, its CUDA context included."""
+        return self.memory * GIB * USABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ class Machine:
     @property
     def said(self) -> str:
         """`two nodes of 8x80 GB` or `1x24 GB`."""
-        each = f"{self.gpus}x{self.gpu.memory:g} GB"
+        each = f"{self.gpus}x{self.gpu.memory:.0f} GB"
         words = {1: "", 2: "two nodes of ", 3: "three nodes of ", 4: "four nodes of "}
         return words.get(self.nodes, f"{self.nodes} nodes of ") + each
 
@@ -76,7 +83,7 @@ def machines(asked: str = DEFAULT) -> list[Machine]:
 
 
 def machine(word: str) -> Machine:
-    """One machine: GPUs x size in GB or name of the GPU, with the number of nodes in front.
+    """One machine: GPUs x size in GB, or name of the GPU, with the number of nodes in front.
 
     `24`, `1x24`, `8xH100`, `2x8x80`. Raises UsageError for anything else.
     """
@@ -180,7 +187,7 @@ def from_smi(told: str, shown: str | None = None) -> Machine | None:
     if not sizes:
         return None
     mib, name = min(sizes)
-    memory = mib * 2**20 * USABLE / GB
+    memory = mib / 1024
     plain = name.lower().replace(" ", "").replace("-", "")
     known = [k for k in hardware()["gpus"] if k.lower().partition("-")[0] in plain]
     nearest = min(

@@ -31,11 +31,17 @@ SIMULATED = 4000
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What is assumed of the problems: a Beta of pass rates, and tokens per sample."""
+    """What is assumed of the problems: a Beta of pass rates, and tokens per sample.
+
+    `lengths` are those of some correct traces, prompts included, where an earlier run has them, and
+    `speed` its tokens per second.
+    """
 
     mix: Prior
     sample_tokens: float
     said: str
+    lengths: tuple[int, ...] = ()
+    speed: float | None = None
 
     @classmethod
     def of_run(cls, run: Path) -> Basis:

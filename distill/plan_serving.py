@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from distill.plan_machines import GB, Machine, assumed
+from distill.plan_machines import GIB, Machine, assumed
 from distill.plan_models import Served
 
 SPREAD = 0.9
@@ -20,7 +20,7 @@ STEP_SECONDS = 0.005
 """What a step of decoding takes besides the GPU's work: scheduling, sampling."""
 SPLIT = 0.9
 """Of the speed that is left at each doubling of the GPUs that share one model: communication."""
-RUNTIME_BYTES = 2 * GB
+RUNTIME_BYTES = 2 * GIB
 """On each GPU of a server: activations, CUDA graphs, sampler."""
 
 
@@ -28,7 +28,7 @@ RUNTIME_BYTES = 2 * GB
 class Serving:
     """How a machine serves a model: `replicas` servers of `split` GPUs with `batch` requests each.
 
-    `weights` and `cache` are GB per GPU, `tokens_per_second` is that of all of them together.
+    `weights` and `cache` are GiB per GPU, `tokens_per_second` is that of all of them together.
     Where it does not fit, `short` says so and the speed is 0.
     """
 
@@ -67,13 +67,16 @@ def _split(
 ) -> Serving:
     gpu = machine.gpu
     share = min(split, model.cache_shares)
-    room = assumed("serving_memory") * gpu.memory * GB - RUNTIME_BYTES - model.weights / split
+    room = assumed("serving_memory") * gpu.usable - RUNTIME_BYTES - model.weights / split
     needed = longest * model.cache / share
     replicas = machine.total // split
-    weights = model.weights / split / GB
+    weights = model.weights / split / GIB
     if room < needed:
-        short = f"{weights:,.0f} GB of weights and {needed / GB:,.1f} of cache on {gpu.memory:g} GB"
-        return Serving(machine.label, split, replicas, 0, weights, needed / GB, 0.0, short)
+        short = (
+            f"{weights:,.0f} GiB of weights and {needed / GIB:,.1f} of KV cache for one request "
+            f"on each GPU of {gpu.memory:.0f}"
+        )
+        return Serving(machine.label, split, replicas, 0, weights, needed / GIB, 0.0, short)
     batch = max(1, min(int(assumed("serving_batch")), int(room / (context * model.cache / share))))
     # Of a mixture of experts a batch reads those that any of its tokens chose.
     touched = 1 - (1 - model.active / model.params) ** batch if model.active < model.params else 1
@@ -86,4 +89,4 @@ def _split(
     prefill = compute * prompt / max(context, 1.0)
     step = (max(memory, compute) + prefill) / SPLIT ** math.log2(split) + STEP_SECONDS
     speed = replicas * batch / step
-    return Serving(machine.label, split, replicas, batch, weights, cache / GB, speed)
+    return Serving(machine.label, split, replicas, batch, weights, cache / GIB, speed)

@@ -1,0 +1,198 @@
+"""The cheapest setting of each method that fits a machine, as the overrides to type.
+
+Searched are the keys that cannot change a result (processes, sharding, offload, recomputation,
+tokens of a forward pass). A lower `max_length` leaves examples out: it is tried only where nothing
+else fits, and said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distill.plan_data import Data
+from distill.plan_machines import Machine
+from distill.plan_training import Trained, evaluate
+from distill.recipe import Recipe, variants_of
+
+METHODS = ("full", "lora", "qlora")
+MARGIN = 0.05
+"""Share of a GPU's memory that a suggested setting leaves free: the estimate may be that wrong."""
+SHORTER = (24576, 16384, 12288, 8192, 6144, 4096, 2048, 1024, 512)
+"""Lengths that are tried where the recipe's does not fit."""
+LEFT_OUT = 0.5
+"""The largest share of examples that a shorter `max_length` may leave out."""
+FULL_PASS = 32768
+"""Tokens of a forward pass beyond which more make nothing faster."""
+EQUAL = 0.03
+"""Settings whose hours differ by less are equally fast: the one nearest the recipe is taken."""
+RUNTIME = (
+    *("processes", "nodes", "shard", "offload", "gradient_checkpointing", "micro_batch_tokens"),
+    "max_length",
+)
+LORA_RATE = 10
+"""LoRA's learning rate over that of full training (LoRA Without Regret, Thinking Machines 2025)."""
+
+Sections = tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]
+"""Student and train sections of a method, and the overrides that lead to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A setting with what to type for it; `compromise` says what it gives up (empty: nothing)."""
+
+    trained: Trained
+    overrides: tuple[str, ...]
+    train: Mapping[str, Any]
+    compromise: str = ""
+
+
+def as_it_is(
+    recipe: Recipe, arch: Any, machine: Machine, data: Data, mfu: float | None = None
+) -> Found:
+    """The recipe's own setting on this machine."""
+    student, train, _ = own(recipe)
+    return Found(
+        evaluate(arch, student, train, machine, data.within(train["max_length"]), mfu), (), train
+    )
+
+
+def cheapest(
+    recipe: Recipe,
+    method: str,
+    arch: Any,
+    machine: Machine,
+    data: Data,
+    *,
+    mfu: float | None = None,
+    below: float = float("inf"),
+) -> Found | None:
+    """The fastest setting of `method` that fits with a margin, or None.
+
+    The whole machine is paid for, so the fastest is the cheapest. `below` bounds the memory in GiB.
+    """
+    student, train, typed = sections(recipe, method)
+    whole = recipe.train.max_length
+    lengths = [train["max_length"], *(n for n in SHORTER if n < train["max_length"])]
+    for length in lengths:
+        kept = data.within(length)
+        if length < whole and kept.too_long > LEFT_OUT:
+            return None
+        found = []
+        for setting in _settings(train, machine, length, method):
+            trained = evaluate(arch, student, setting, machine, kept, mfu)
+            if trained.fits and trained.free >= MARGIN and trained.needed < below:
+                found.append((trained, setting))
+        if found:
+            trained, setting = min(found, key=lambda f: _order(f[0], f[1], train, found))
+            left = kept.too_long - data.within(whole).too_long
+            said = f"{left:.0%} of the examples are longer and left out" if length < whole else ""
+            return Found(trained, (*typed, *_typed(setting, train)), setting, said)
+    return None
+
+
+def _order(
+    trained: Trained,
+    setting: Mapping[str, Any],
+    train: Mapping[str, Any],
+    found: list[tuple[Trained, dict[str, Any]]],
+) -> tuple[float, ...]:
+    """Fast ones first; of equally fast ones that nearest the recipe, then that with most room."""
+    changes = len(_typed(setting, train))
+    if trained.hours is None:  # without a number of examples: what moves and repeats least
+        slow = 8 * setting["offload"] + 4 * setting["gradient_checkpointing"]
+        return (slow + 2 * (setting["shard"] != "none"), changes, trained.needed)
+    best = min(t.hours for t, _ in found if t.hours is not None)
+    return (trained.hours > best * (1 + EQUAL), changes, trained.needed)
+
+
+def _settings(
+    train: Mapping[str, Any], machine: Machine, length: int, method: str
+) -> Iterator[dict[str, Any]]:
+    """All settings worth a look on all GPUs of a machine."""
+    sharded = train["shard"] if train["shard"] != "none" else "fsdp"
+    # bitsandbytes' weights are not sharded by this trainer: every process holds all of them.
+    shards = ["none", sharded] if machine.total > 1 and method != "qlora" else ["none"]
+    own = train["micro_batch_tokens"]
+    budgets: set[int | None] = {None if own is None else max(own, length)}
+    budgets |= {n * length for n in (2, 4) if n * length <= FULL_PASS}
+    for shard, again, budget in itertools.product(shards, (True, False), budgets):
+        for offload in (False, True) if shard != "none" else (False,):
+            yield {
+                **train,
+                "processes": machine.gpus,
+                "nodes": machine.nodes,
+                "shard": shard,
+                "offload": offload,
+                "gradient_checkpointing": again,
+                "micro_batch_tokens": budget,
+                "max_length": length,
+                "context_parallel": 1,
+            }
+
+
+def _typed(setting: Mapping[str, Any], train: Mapping[str, Any]) -> tuple[str, ...]:
+    """The overrides from one train section to another."""
+    return tuple(
+        f"train.{key}={_yaml(setting[key])}" for key in RUNTIME if setting[key] != train[key]
+    )
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def own(recipe: Recipe) -> Sections:
+    """The recipe's own sections."""
+    return recipe.student.model_dump(mode="json"), recipe.train.model_dump(mode="json"), ()
+
+
+def sections(recipe: Recipe, method: str) -> Sections:
+    """The sections of the recipe by `method`, and the overrides that lead there.
+
+    A recipe's variant of that name brings its learning rate and batch; without one the method is
+    changed and the rate with it. What the user typed stays.
+    """
+    student, train, _ = own(recipe)
+    if student["method"] == method:
+        return student, train, ()
+    path = recipe._path
+    known = variants_of(str(path)) if path is not None else []
+    if method in known:
+        chosen = [v for v in recipe.variant.split(",") if v]
+        place = next((i for i, v in enumerate(chosen) if v in METHODS), None)
+        rest = [v for v in chosen if v not in METHODS]
+        rest.insert(min(place or 0, len(rest)), method)
+        words = ",".join(rest)
+        other = Recipe.load(str(path), variant=words)
+        if other.student.method == method:
+            new_student, new_train, _ = own(other)
+            _keep_overrides(recipe, new_student, new_train)
+            return new_student, new_train, (f"variant={words}",)
+    rate = train["learning_rate"]
+    if student["method"] == "full":
+        rate *= LORA_RATE
+    elif method == "full":
+        rate /= LORA_RATE
+    typed = [f"student.method={method}"]
+    if rate != train["learning_rate"]:
+        typed.append(f"train.learning_rate={rate:.3g}")
+    return {**student, "method": method}, {**train, "learning_rate": rate}, tuple(typed)
+
+
+def _keep_overrides(recipe: Recipe, student: dict[str, Any], train: dict[str, Any]) -> None:
+    mine = {"student": own(recipe)[0], "train": own(recipe)[1]}
+    for key, by in recipe._origins.items():
+        section, _, name = key.partition(".")
+        if by != "override" or section not in mine or name == "method":
+            continue
+        target = student if section == "student" else train
+        first, _, second = name.partition(".")
+        if second and isinstance(target.get(first), dict):
+            target[first][second] = mine[section][first][second]
+        elif first in target:
+            target[first] = mine[section][first]

@@ -1,0 +1,237 @@
+"""What a setting of the trainer takes on a machine: memory by part, hours, money.
+
+Memory and FLOPs are the formulas of `students/memory.py` and `students/flops.py`. Hours are the
+FLOPs over the peak at an assumed utilisation, the uneven shares of the processes (the trainer's own
+packing of a few updates drawn from the lengths), and what sharding and offloading move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from distill import models
+from distill.plan_data import Data
+from distill.plan_machines import GB, GIB, Machine, assumed
+
+DRAWN = 4
+"""Updates whose layout is simulated."""
+PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "buffers")
+"""Parts of `students/memory.py: Parts` that tensors own; what is left is fragmentation and CUDA's
+context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One setting on one machine: GiB per GPU, `host` in GB per node, hours of all epochs.
+
+    `short` says in words why it does not fit (empty: it fits). `mfu` is the share of the GPUs' peak
+    that the model's FLOPs make of these hours. Hours, money and mfu are None where the number of
+    examples is unknown or it does not fit.
+    """
+
+    method: str
+    parts: Mapping[str, float]
+    needed: float
+    usable: float
+    host: float
+    short: str
+    hours: float | None
+    money: float | None
+    mfu: float | None
+
+    @property
+    def fits(self) -> bool:
+        return not self.short
+
+    @property
+    def free(self) -> float:
+        """Share of the GPU's memory that is left."""
+        return 1 - self.needed / self.usable
+
+
+def processes(train: Mapping[str, Any]) -> int:
+    """All processes of a training."""
+    return int(train["processes"]) * int(train["nodes"])
+
+
+def evaluate(
+    arch: Any,
+    student: Mapping[str, Any],
+    train: Mapping[str, Any],
+    machine: Machine,
+    data: Data,
+    mfu: float | None = None,
+) -> Trained:
+    """What training with these sections of a recipe takes on `machine`."""
+    parts = memory(arch, student, train)
+    host = _host(arch, parts, train)
+    short = _short(parts, host, train, machine)
+    seconds = None if short else _seconds(arch, student, train, machine, data, mfu)
+    hours = seconds / 3600 if seconds is not None else None
+    useful = None
+    if seconds:
+        flops = _flops(arch, student, train, data, "training_flops").mean() * _seen(train, data)
+        useful = float(flops / (seconds * processes(train) * machine.gpu.flops))
+    other = parts.total - sum(getattr(parts, name) for name in PARTS)
+    return Trained(
+        method=student["method"],
+        parts={name: getattr(parts, name) / GIB for name in PARTS} | {"other": other / GIB},
+        needed=parts.total / GIB,
+        usable=machine.gpu.usable / GIB,
+        host=host / GB,
+        short=short,
+        hours=hours,
+        money=hours * machine.price if hours is not None else None,
+        mfu=useful,
+    )
+
+
+def memory(arch: Any, student: Mapping[str, Any], train: Mapping[str, Any]) -> Any:
+    """`students/memory.py: Parts` of one process, at its longest example, on a GPU."""
+    setting = models.of_students("memory:Setting").of(student, train, world=processes(train))
+    return models.of_students("memory:estimate")(arch, setting)
+
+
+def _host(arch: Any, parts: Any, train: Mapping[str, Any]) -> float:
+    """Bytes of a node's memory: what is offloaded, and the weights while they are read."""
+    # One process of a node reads the weights (fp32 where sharded) before it hands them out.
+    return float(max(parts.host * int(train["processes"]), 4 * arch.params))
+
+
+def _short(parts: Any, host: float, train: Mapping[str, Any], machine: Machine) -> str:
+    """Why a setting cannot be on this machine, or nothing."""
+    asks, nodes = int(train["processes"]), int(train["nodes"])
+    if asks > machine.gpus or nodes > machine.nodes:
+        wants = f"{nodes} nodes of {asks} GPUs" if nodes > 1 else f"{asks} GPUs"
+        return f"asks for {wants}"
+    usable = machine.gpu.usable
+    if parts.total > usable:
+        return f"needs {parts.total / GIB:,.0f} of {usable / GIB:,.0f} GiB"
+    there = machine.gpu.host * machine.gpus * GB
+    if host > there:
+        return f"needs {host / GB:,.0f} of about {there / GB:,.0f} GB of the host's memory"
+    return ""
+
+
+# -- hours ---------------------------------------------------------------------------------------
+
+
+def _seen(train: Mapping[str, Any], data: Data) -> float:
+    return data.seen(train) or 0.0
+
+
+def _flops(
+    arch: Any, student: Mapping[str, Any], train: Mapping[str, Any], data: Data, what: str
+) -> np.ndarray[Any, Any]:
+    """FLOPs of a forward and backward pass over each of the lengths."""
+    checkpointing = bool(train["gradient_checkpointing"])
+    rank = int(train["lora"]["rank"])
+    return _flops_of(arch, data.lengths, what, student["method"], rank, checkpointing)
+
+
+@cache
+def _flops_of(
+    arch: Any, lengths: tuple[int, ...], what: str, method: str, rank: int, checkpointing: bool
+) -> np.ndarray[Any, Any]:
+    count = models.of_students(f"flops:{what}")
+    options = {"checkpointing": checkpointing} if what == "hardware_flops" else {}
+    return np.array([float(count(arch, [n], method, rank=rank, **options)) for n in lengths])
+
+
+def _seconds(
+    arch: Any,
+    student: Mapping[str, Any],
+    train: Mapping[str, Any],
+    machine: Machine,
+    data: Data,
+    mfu: float | None,
+) -> float | None:
+    updates = data.updates(train)
+    if updates is None:
+        return None
+    method, gpu, world = student["method"], machine.gpu, processes(train)
+    work = _flops(arch, student, train, data, "hardware_flops")
+    # The utilisation is that of full training with recomputation, as papers report it: what the
+    # GPU really does is more, and other methods do it at the same rate.
+    useful = _flops_of(arch, data.lengths, "training_flops", "full", 1, True).sum()
+    done = _flops_of(arch, data.lengths, "hardware_flops", "full", 1, True).sum()
+    rate = gpu.flops * (mfu or assumed("mfu")) * done / useful
+    budget = int(train["micro_batch_tokens"] or train["max_length"])
+    batch = min(int(train["batch_size"]), data.examples or 1)
+    drawn = _layout(data.lengths, batch, budget, world, bool(train["packing"]))
+    busiest = sum(max(work[mine].sum() for mine in shares) for _, shares in drawn) / DRAWN
+    passes = sum(most for most, _ in drawn) / DRAWN
+    # The updates that were drawn stand for the mean one, whose work is known.
+    every = sum(work[mine].sum() for _, shares in drawn for mine in shares) / DRAWN
+    compute = busiest / every * work.mean() * batch / rate
+    if method == "qlora":
+        compute *= assumed("qlora")
+    return updates * (compute + _moved(arch, student, train, machine, passes, compute))
+
+
+@cache
+def _layout(
+    lengths: tuple[int, ...], batch: int, budget: int, world: int, packing: bool
+) -> list[tuple[int, list[Any]]]:
+    """Some updates as the trainer lays them out: passes, and indices into `lengths` by process."""
+    lay_out = models.of_students("packing:lay_out")
+    share = models.of_students("packing:share")
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(DRAWN):
+        drawn = rng.integers(0, len(lengths), batch)
+        sizes = {i: lengths[n] for i, n in enumerate(drawn)}
+        parts = lay_out(list(sizes), sizes, budget, "flat" if packing else "padded")
+        shares = share(parts, sizes, world)
+        mine = [drawn[[i for m in some for row in m.rows for i in row]] for some in shares]
+        found.append((len(shares[0]), mine))
+    return found
+
+
+def _moved(
+    arch: Any,
+    student: Mapping[str, Any],
+    train: Mapping[str, Any],
+    machine: Machine,
+    passes: float,
+    compute: float,
+) -> float:
+    """Seconds of an update that moving weights and gradients adds to `compute` seconds of work."""
+    world, gpu = processes(train), machine.gpu
+    full = student["method"] == "full"
+    trained = arch.params if full else trainable(arch, student["method"], train)
+    link = gpu.link if int(train["nodes"]) == 1 else min(gpu.link, assumed("network") * GB)
+    if world == 1:
+        return 0.0
+    if train["shard"] == "none":
+        # All-reduce of fp32 gradients once per update, half hidden behind the backward pass.
+        return 2 * 4 * trained / link / 2
+    # Weights in bf16 are gathered for the forward and again for the backward pass, gradients in
+    # fp32 are scattered; it is hidden as far as there is work to hide it behind.
+    gathered = passes * (2 * 2 * arch.params + 4 * trained) / link
+    extra = max(0.0, gathered - compute) + 0.1 * min(gathered, compute)
+    if train["offload"]:
+        host = assumed("host_link") * GB
+        upload = passes * 2 * 2 * arch.params / world / host
+        # AdamW on the host reads and writes weights, gradients and two moments in fp32.
+        step = 28 * trained / int(train["nodes"]) / (assumed("host_bandwidth") * GB)
+        extra += upload + 2 * 4 * trained / world / host + step
+    return extra
+
+
+def trainable(arch: Any, method: str, train: Mapping[str, Any]) -> int:
+    """Weights that a method trains (without rows of new tokens)."""
+    if method == "full":
+        return int(arch.params)
+    return int(models.of_students("flops:adapter_params")(arch, int(train["lora"]["rank"])))
+
+
+def as_dict(found: Trained) -> dict[str, Any]:
+    """For `--json`."""
+    return dataclasses.asdict(found) | {"fits": found.fits, "free": found.free}
