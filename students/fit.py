@@ -34,7 +34,6 @@ def _fit(job: Job, prepared: Prepared) -> None:
 
     train = job.train
     on = hardware(train)
-    sharding.check(job.config["student"], train)
     rows = data.load(job.out / "tokens")
     planned = job.plan()
     settings = arguments(job, on, len(planned))  # starts the process group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from distill.students.sft import Job
 
 
-def check(train: dict[str, Any], validation: object) -> None:
+def check(train: Mapping[str, Any], validation: object) -> None:
     """Refuse choices that nothing can decide."""
     if checkpoints.chooses(train) and not validation:
         key = "keep: best" if train.get("keep") == "best" else f"early_stop: {train['early_stop']}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError, DistillError, PreflightError
-from distill.students import checkpoints, data, launch
+from distill.students import checkpoints, data, keeping, launch, sharding
 from distill.students.loading import Prepared, prepare
 from distill.students.packing import updates
 
@@ -34,7 +34,8 @@ class SFT:
 
     `config` is `{"student": StudentSpec, "train": Training, "seed": int, "card": {...}}` as plain
     dicts; distill/schema.py names every key. `card` adds rows to the model card. `validation`, a
-    JSONL file like the data set, is measured while training goes on and changes nothing.
+    JSONL file like the data set, is measured while training goes on; it changes nothing unless
+    `train.keep: best` or `train.early_stop` go by it.
     """
 
     version = "1"
@@ -100,6 +101,8 @@ class Job:
 
     def prepare(self) -> Prepared:
         """Render the data set and check it; nothing of a different training stays in `out`."""
+        keeping.check(self.train, self.config.get("validation"))
+        sharding.check(self.config["student"], self.train)
         prepared = prepare(self.config["student"])
         max_length = int(self.train["max_length"])
         if max_length > prepared.positions:

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError, UsageError
 from distill.students.hardware import Hardware
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def shard(model: nn.Module, train: Mapping[str, Any], on: Hardware) -> None:
     Trainable parameters stay fp32; with bf16, layers are gathered and computed in bf16 and
     gradients are summed in fp32. With `train.offload` the shards live in the machine's memory.
     """
+    import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
@@ -101,6 +103,8 @@ def shard(model: nn.Module, train: Mapping[str, Any], on: Hardware) -> None:
 
 def layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers: what transformers keeps in one piece, else the longest ModuleList."""
+    from torch import nn
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(getattr(base, "_no_split_modules", None) or ())
     found = [m for m in base.modules() if type(m).__name__ in names]
@@ -145,6 +149,8 @@ def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def unsharded(model: nn.Module) -> nn.Module | None:
     """A plain model with the weights of a sharded one (on the first process; else None)."""
+    import torch
+
     weights = gathered(model)
     if not weights:
         return None
@@ -162,6 +168,9 @@ def unsharded(model: nn.Module) -> nn.Module | None:
 
 def _forget(model: nn.Module) -> None:
     """Every parameter becomes one without memory; shared ones stay shared."""
+    import torch
+    from torch import nn
+
     empty: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
