@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 from collections.abc import Mapping
@@ -121,9 +122,12 @@ def chat_template(base: str, template: str = "", revision: str | None = None) ->
     name = template or entry.template
     path = Path(name).expanduser() if name.endswith(".jinja") else TEMPLATES / f"{name}.jinja"
     if not path.is_file():
+        known = list(_data()["templates"])
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        meant = f"did you mean '{near[0]}'? " if near and not name.endswith(".jinja") else ""
         raise ModelError(
             f"no template '{name}' for the student",
-            f"known: {', '.join(_data()['templates'])}; or a path to a .jinja file",
+            f"{meant}known: {', '.join(known)}; or a path to a .jinja file",
         )
     text = path.read_text(encoding="utf-8")
     # A tokenizer that puts BOS before every text would also do so in front of this prompt.

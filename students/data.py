@@ -60,8 +60,12 @@ def tokenise(
         num_proc=processes if processes > 1 else None,
         keep_in_memory=not cache.exists(),
     )
-    report, shown = _inspect(raw, done["length"], prepared)
+    lengths = list(done["length"])
+    if not any(lengths):
+        _count(done, max_length)  # raises, with the reasons
+    report, shown = _inspect(raw, lengths, prepared)
     counts = _count(done, max_length)
+    report |= {"examples": counts.examples, "thinking": sum(done["thinks"])}
     kept = done.filter(
         lambda why: why == "", input_columns="why", keep_in_memory=not cache.exists()
     ).select_columns(["input_ids", "start"])
@@ -115,7 +119,8 @@ class _Renderer:
         try:
             rendered = render(messages, self.tokenizer, self.spec)
         except DataError as error:
-            return {"input_ids": [], "start": 0, "length": 0, "why": error.message}
+            empty = {"input_ids": [], "start": 0, "length": 0}
+            return {**empty, "why": error.message, "thinks": False}
         ids = rendered.input_ids
         start = rendered.labels.count(IGNORED)
         why = ""
@@ -127,23 +132,17 @@ class _Renderer:
             )
             why = wrong[0] if wrong else ""
         kept = [] if why else ids
-        return {"input_ids": kept, "start": start, "length": len(ids), "why": why}
+        thinks = not why and preflight.thinks(messages, self.spec)
+        return {"input_ids": kept, "start": start, "length": len(ids), "why": why, "thinks": thinks}
 
 
 def _inspect(raw: Any, lengths: list[int], prepared: Prepared) -> tuple[dict[str, Any], Rendered]:
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    renderable = [number for number, length in enumerate(lengths) if length]
+    longest = max(renderable, key=lengths.__getitem__)
     sample = []
-    for number in [*range(min(preflight.CHECKED, len(raw))), longest]:
+    for number in [*renderable[: preflight.CHECKED], longest]:
         messages = raw[number]["messages"]
-        try:
-            sample.append((render(messages, prepared.tokenizer, prepared.spec), messages))
-        except DataError:  # counted among the rows left out
-            continue
-    if not sample:
-        raise DataError(
-            "no example ends with an assistant's message",
-            "rows are {'messages': [{'role': 'user', ...}, {'role': 'assistant', ...}]}",
-        )
+        sample.append((render(messages, prepared.tokenizer, prepared.spec), messages))
     report = preflight.inspect(sample, prepared.tokenizer, prepared.spec, prepared.vocab)
     return report, sample[0][0]
 
@@ -162,12 +161,18 @@ def _count(done: Any, max_length: int) -> Counts:
         trained_tokens=sum(lengths[i] - starts[i] for i in kept),
     )
     if not kept:
-        ordered = sorted(lengths)
+        reasons = [f"{n}: {why}" for why, n in bad.most_common(3)]
+        if counts.too_long:
+            ordered = sorted(n for n in lengths if n)
+            reasons.insert(
+                0,
+                f"{counts.too_long} are longer than train.max_length = {max_length} (shortest "
+                f"{ordered[0]}, median {ordered[len(ordered) // 2]}, longest {ordered[-1]} tokens)",
+            )
         raise DataError(
-            f"none of {counts.rows} examples can be trained on: {counts.too_long} are longer than "
-            f"train.max_length = {max_length} (shortest {ordered[0]}, median "
-            f"{ordered[len(ordered) // 2]}, longest {ordered[-1]} tokens)"
-            + "".join(f"; {n}: {why}" for why, n in bad.most_common(2)),
-            "raise train.max_length (and student.positions), or select shorter traces",
+            f"none of {counts.rows} examples can be trained on: {'; '.join(reasons)}",
+            "raise train.max_length (and student.positions), or select shorter traces"
+            if counts.too_long
+            else "rows are {'messages': [{'role': 'user', ...}, {'role': 'assistant', ...}]}",
         )
     return counts

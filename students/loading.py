@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distill.errors import MissingExtra, ModelError
@@ -14,13 +14,17 @@ from distill.thinking import DEFAULT_TAGS
 
 log = logging.getLogger(__name__)
 
+TAGS = (DEFAULT_TAGS.open, DEFAULT_TAGS.close)
+MULTIPLE = 64
+"""A vocabulary that grows is rounded up to it: servers share the rows out among their GPUs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A base's tokenizer and config as the student will have them.
 
     `new_tokens` are ids whose embedding rows the base never trained; `vocab` is the number of
-    embedding rows.
+    embedding rows; `spelled` are, for a new think tag, the ids that it was written with before.
     """
 
     entry: Entry
@@ -30,6 +34,7 @@ class Prepared:
     template: str
     new_tokens: tuple[int, ...]
     vocab: int
+    spelled: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def positions(self) -> int:
@@ -59,13 +64,47 @@ def prepare(student: Mapping[str, Any]) -> Prepared:
     set_special_tokens(tokenizer, entry, name)
     tokenizer.chat_template = template
     _set_positions(config, student)
-    rows = int(config.get_text_config().vocab_size)
+    text = config.get_text_config()
+    # vLLM serves no more positions than the tokenizer says, and the base's may say fewer.
+    tokenizer.model_max_length = int(text.max_position_embeddings)
+    rows = int(text.vocab_size)
+    _fits(tokenizer, rows, entry.base)
+    spelled: dict[int, tuple[int, ...]] = {}
     new = [tokenizer.convert_tokens_to_ids(t) for t in entry.untrained if t in template]
     if student.get("think_tokens") == "tokens":
-        new += add_think_tokens(tokenizer)
-    vocab = max(rows, len(tokenizer))
-    spec = RenderSpec.of(template)
-    return Prepared(entry, tokenizer, config, spec, name, tuple(dict.fromkeys(new)), vocab)
+        spelled = add_think_tokens(tokenizer)
+        new += [tokenizer.convert_tokens_to_ids(t) for t in TAGS]
+    vocab = rows if len(tokenizer) <= rows else -(-len(tokenizer) // MULTIPLE) * MULTIPLE
+    spec = RenderSpec.of(template, tokenizer, _ends(text))
+    new_tokens = tuple(dict.fromkeys(new))
+    return Prepared(entry, tokenizer, config, spec, name, new_tokens, vocab, spelled)
+
+
+def _ends(config: Any) -> list[int]:
+    """The ids that the base's own config names as ends of a text."""
+    ends = getattr(config, "eos_token_id", None)
+    return [e for e in (ends if isinstance(ends, list) else [ends]) if e is not None]
+
+
+def _fits(tokenizer: Any, rows: int, base: str) -> None:
+    """Raise ModelError where ordinary tokens have no row in the embedding."""
+    beyond = sorted(i for i in tokenizer.get_vocab().values() if i >= rows)
+    if not beyond:
+        return
+    ordinary = [i for i in beyond if i not in tokenizer.added_tokens_decoder]
+    if ordinary:
+        raise ModelError(
+            f"the tokenizer of '{base}' has {len(ordinary)} tokens beyond its embedding's {rows} "
+            f"rows (ids to {ordinary[-1]})",
+            "tokenizer and weights are not of one model: fetch both from the same place",
+        )
+    log.warning(
+        "the tokenizer of '%s' has %d added tokens beyond its embedding's %d rows: rows are added "
+        "for them, which start at the mean",
+        base,
+        len(beyond),
+        rows,
+    )
 
 
 def set_special_tokens(tokenizer: Any, entry: Entry, template: str) -> None:
@@ -98,20 +137,25 @@ def _reserved(tokenizer: Any) -> list[str]:
     return [t for word in words for t in special if word in t.lower()]
 
 
-def add_think_tokens(tokenizer: Any) -> list[int]:
-    """Make each think tag one token that is part of the text, and return their ids."""
+def add_think_tokens(tokenizer: Any) -> dict[int, tuple[int, ...]]:
+    """Make each think tag one token that is part of the text.
+
+    Returns, for each tag that was none before, its id and the ids it was spelled with.
+    """
     from transformers import AddedToken
 
-    tags = [DEFAULT_TAGS.open, DEFAULT_TAGS.close]
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in tags])
-    return [tokenizer.convert_tokens_to_ids(t) for t in tags]
+    vocabulary = tokenizer.get_vocab()
+    new = {t: tokenizer.encode(t, add_special_tokens=False) for t in TAGS if t not in vocabulary}
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in new])
+    return {tokenizer.convert_tokens_to_ids(t): tuple(ids) for t, ids in new.items()}
 
 
 def load_model(prepared: Prepared, student: Mapping[str, Any], **options: Any) -> Any:
     """The base's weights under the prepared config.
 
     `options` go to `from_pretrained` (dtype, attn_implementation, quantization_config). Rows
-    of tokens the base never saw start at the mean embedding. Raises ModelError.
+    of tokens the base never saw start at the mean embedding, those of think tags at the mean of
+    the pieces that they were spelled with. Raises ModelError.
     """
     import torch
     import transformers
@@ -135,13 +179,28 @@ def load_model(prepared: Prepared, student: Mapping[str, Any], **options: Any) -
     rows = model.get_input_embeddings().weight.shape[0]
     if prepared.vocab > rows:
         model.resize_token_embeddings(prepared.vocab, mean_resizing=False)
-    new = sorted({*prepared.new_tokens, *range(rows, prepared.vocab)})
-    if new:
-        with torch.no_grad():
-            for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-                layer.weight[new] = layer.weight[:rows].float().mean(0).to(layer.weight.dtype)
+    with torch.no_grad():
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            start_rows(layer.weight, rows, prepared)
     set_generation(model, prepared.tokenizer)
     return model
+
+
+def start_rows(weight: Any, rows: int, prepared: Prepared) -> None:
+    """Fill the rows of an embedding or head that the base never trained; `rows` are its own.
+
+    The mean of a tag's pieces lies where the base reads and expects the tag, the mean of all rows
+    nowhere in particular (docs/rendering.md compares them).
+    """
+    names = prepared.tokenizer.convert_ids_to_tokens(list(prepared.new_tokens))
+    # A tag that was a token already (Qwen3's) keeps the row that the base has for it.
+    unseen = {i for i, t in zip(prepared.new_tokens, names, strict=True) if t not in TAGS}
+    empty = sorted(unseen.union(range(rows, prepared.vocab)).difference(prepared.spelled))
+    pieces = {i: weight[list(ids)].float().mean(0) for i, ids in prepared.spelled.items()}
+    if empty:
+        weight[empty] = weight[:rows].float().mean(0).to(weight.dtype)
+    for token, row in pieces.items():
+        weight[token] = row.to(weight.dtype)
 
 
 def set_generation(model: Any, tokenizer: Any) -> None:
@@ -157,6 +216,7 @@ def set_generation(model: Any, tokenizer: Any) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=[e for e in dict.fromkeys(ends) if e is not None],
         pad_token_id=tokenizer.pad_token_id,
+        max_length=tokenizer.model_max_length,
     )
     text = model.config.get_text_config()
     text.eos_token_id = tokenizer.eos_token_id

@@ -1,7 +1,8 @@
 """Before the first step: is what will be trained what should be trained?
 
 Every check here was somebody's lost week: EOS masked as padding, thinking cut by a template,
-prompt tokens in the loss, two BOS, ids beyond the embedding.
+prompt tokens in the loss, two BOS, ids beyond the embedding. `template_check` has those that
+need no example.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from distill.errors import PreflightError
 from distill.protocols import Rendered
+from distill.students import template_check
 from distill.students.render import IGNORED, RenderSpec
 from distill.thinking import split
 
@@ -93,11 +95,13 @@ def inspect(
     spec: RenderSpec,
     vocab: int,
 ) -> dict[str, Any]:
-    """Check a sample of the data set and return the report for preflight.json.
+    """Check the template and a sample of the data set, and return the report for preflight.json.
 
     One odd example is the data's fault and is left out by the caller; if more than half fail,
-    base, template and data do not fit each other: raises PreflightError.
+    or the template fails without any example, base, template and data do not fit each other:
+    raises PreflightError.
     """
+    template_check.require(tokenizer, spec)
     failures: list[dict[str, Any]] = []
     for number, (rendered, messages) in enumerate(examples):
         wrong = check(rendered, messages, tokenizer, spec, vocab)
@@ -119,6 +123,11 @@ def inspect(
         "bos": tokenizer.bos_token,
         "prefill": spec.prefill,
         "template": spec.template,
+        "controls": list(spec.controls),
+        "thinking": sum(
+            split(m[-1]["content"], spec.tags).reasoning is not None for _, m in examples
+        ),
+        "boundaries": boundaries(examples[0][0], tokenizer),
         "example": [
             {"trained": trained, "text": text} for trained, text in spans(examples[0][0], tokenizer)
         ],
@@ -136,16 +145,45 @@ def spans(rendered: Rendered, tokenizer: Any) -> list[tuple[bool, str]]:
     return [(trained, tokenizer.decode(ids)) for trained, ids in runs]
 
 
+def thinks(messages: Sequence[Mapping[str, str]], spec: RenderSpec) -> bool:
+    """True if the answer has thinking in it."""
+    return bool(split(messages[-1]["content"], spec.tags).reasoning)
+
+
+def boundaries(rendered: Rendered, tokenizer: Any, count: int = 5) -> dict[str, list[Any]]:
+    """The tokens on both sides of the mask, and the last ones, as [id, text]."""
+    start = rendered.labels.count(IGNORED)
+    ids = rendered.input_ids
+    parts = {
+        "prompt": ids[max(0, start - count) : start],
+        "first": ids[start : start + count],
+        "last": ids[max(start, len(ids) - count) :],
+    }
+    return {name: [[i, tokenizer.decode([i])] for i in part] for name, part in parts.items()}
+
+
 def show(rendered: Rendered, tokenizer: Any, limit: int = 1200) -> None:
-    """One example with its mask on stderr: prompt dim, trained text green (or in brackets)."""
+    """One example with its mask on stderr: prompt dim, trained text green (or in brackets),
+    and the tokens where the training begins and ends."""
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     parts = []
     for trained, text in spans(rendered, tokenizer):
         if len(text) > limit:
             text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+        text = _harmless(text)
         if coloured:
             parts.append(f"\x1b[{'32' if trained else '2'}m{text}\x1b[0m")
         else:
             parts.append(f"[[{text}]]" if trained else text)
     how = "green" if coloured else "in [[brackets]]"
-    print(f"one example as trained ({how}):\n{''.join(parts)}\n", file=sys.stderr, flush=True)
+    lines = [f"one example as trained ({how}):", "".join(parts), ""]
+    words = {"prompt": "prompt ends", "first": "training begins", "last": "training ends"}
+    for name, tokens in boundaries(rendered, tokenizer).items():
+        listed = "  ".join(f"{text!r} {number}" for number, text in tokens)
+        lines.append(f"  {words[name]:<16} {listed}")
+    print("\n".join([*lines, ""]), file=sys.stderr, flush=True)
+
+
+def _harmless(text: str) -> str:
+    # A trace may hold escape sequences; a terminal would obey them.
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

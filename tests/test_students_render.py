@@ -24,6 +24,7 @@ TOKENIZERS = {
     "plain-r1": tiny_students.tokenizer(),
 }
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>"), max_size=40)
+answers = words.filter(str.strip)
 
 
 def spec_of(name: str) -> RenderSpec:
@@ -44,7 +45,7 @@ def served_prompt(tokenizer: Any, messages: list[dict[str, str]], spec: RenderSp
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=30, deadline=None)
-@given(question=words, reasoning=words, answer=words)
+@given(question=words, reasoning=words, answer=answers)
 def test_prompt_is_the_served_one_and_the_rest_is_the_answer(
     name: str, question: str, reasoning: str, answer: str
 ) -> None:
