@@ -7,15 +7,16 @@ number and works one case by hand.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill.students.catalog import Arch
-from distill.students.flops import adapter_params, linear_params
+from distill.students.pass_heads import loss_of, merged_rows
+from distill.students.passes import Block, Linear, Pass, Shape
+from distill.students.tape import Buffer, Meter, Tape, Weight
 
-PLAIN_LOGITS_BYTES = 256 << 20
-"""As students/trainer.py: fp32 logits up to this size are computed at once."""
 CONTEXT_BYTES = 600 << 20
 """CUDA context, cuBLAS workspaces and NCCL buffers that no tensor owns; assumed, not measured."""
 FRAGMENTATION = 0.06
@@ -33,7 +34,8 @@ class Setting:
     `tokens` are those of the largest micro-batch of one process, padding included: the greater of
     `train.micro_batch_tokens` and the longest example. `longest` is the longest example (the width
     of a row). `accumulates`: some update takes more than one micro-batch in a process.
-    `new_tokens`: rows of the embedding that LoRA trains. `world` is the number of processes.
+    `trained`: those of `tokens` that have a label (0: all). `new_tokens`: rows of the embedding
+    that LoRA trains. `world` is the number of processes.
     """
 
     tokens: int
@@ -46,6 +48,7 @@ class Setting:
     world: int = 1
     shard: Shard = "none"
     offload: bool = False
+    trained: int = 0
     rank: int = 32
     dropout: bool = False
     new_tokens: int = 0
@@ -83,6 +86,20 @@ class Setting:
         )
         return dataclasses.replace(found, **changes)
 
+    @property
+    def shape(self) -> Shape:
+        """The rows of the largest micro-batch, as students/packing.py lays them out."""
+        tokens = -(-self.tokens // self.context_parallel)
+        rows = 1 if self.layout == "flat" else max(1, self.tokens // self.longest)
+        return Shape(
+            rows,
+            tokens // rows,
+            self.trained // self.context_parallel or tokens,
+            masked=self.layout == "rectangle",
+            cuda=self.device == "cuda",
+            dropout=self.dropout,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -118,46 +135,156 @@ class Parts:
         return self.peak + self.fragmentation + self.context
 
 
+@functools.lru_cache(maxsize=4096)
 def estimate(arch: Arch, setting: Setting) -> Parts:
-    """Peak memory of one process of this training, by part."""
-    width = 4 if setting.precision == "fp32" else 2
-    tokens = setting.tokens // setting.context_parallel
-    adapters = adapter_params(arch, setting.rank) + setting.new_tokens * arch.hidden
-    if setting.method == "full":
-        trained, weights = arch.params, 4 * arch.params
-    else:
-        linear = linear_params(arch)
-        each = 0.5 + 1 / 64 + 4 / 64 / 256 if setting.method == "qlora" else width
-        trained = adapters
-        weights = round(linear * each) + (arch.params - linear) * width + 4 * adapters
-    shards = setting.world if setting.shard != "none" else 1
-    dim = arch.head_dim or arch.hidden // arch.heads
-    q, kv = arch.heads * dim, arch.kv_heads * dim
-    layer = tokens * width * (6 * arch.intermediate + 2 * kv + 10 * arch.hidden + 2 * q)
-    boundary = tokens * arch.hidden * (4 if setting.method == "full" else width)
-    activations = arch.layers * boundary + layer
-    if not setting.checkpointing:
-        activations = arch.layers * layer
-    logits = min(tokens * arch.vocab * 4, PLAIN_LOGITS_BYTES) * 3
-    buffers = 0
-    if setting.world > 1 and setting.shard == "none":
-        buffers = 4 * trained
-    elif setting.world > 1:
-        buffers = 2 * 2 * (arch.params - arch.vocab * arch.hidden) // arch.layers
-    parts = Parts(
-        weights // shards,
-        4 * trained // shards,
-        0 if setting.offload else 8 * trained // shards,
-        activations,
-        logits,
-        buffers,
-        host=8 * trained // shards if setting.offload else 0,
-    )
+    """Peak memory of one process of this training, by part.
+
+    Of the second update or a later one, in its largest micro-batch: the optimizer has its states,
+    and with `accumulates` an earlier micro-batch has left its gradients.
+    """
+    meter = Meter()
+    model = _Model(arch, setting)
+    held = model.hold(meter)
+    _run(model, arch, setting, meter)
+    del held
+    worst = meter.worst
+    names = ("weights", "gradients", "optimiser", "activations", "logits", "buffers")
+    parts = Parts(*(worst.get(name, 0) for name in names), host=model.host)
     if setting.device == "cpu":
         return parts
     return dataclasses.replace(
         parts, fragmentation=round(FRAGMENTATION * parts.peak), context=CONTEXT_BYTES
     )
+
+
+class _Model:
+    """The weights of a student by its method, and the bytes that do not depend on tokens."""
+
+    def __init__(self, arch: Arch, setting: Setting) -> None:
+        self.arch, self.setting = arch, setting
+        self.full = setting.method == "full"
+        self.shards = setting.world if setting.shard != "none" else 1
+        self.bf16 = setting.precision == "bf16"
+        # Sharded weights are gathered in bf16 and used as they are; others are fp32 where they
+        # are trained and cast by autocast, product by product.
+        self.autocast = self.bf16 and self.shards == 1
+        self.base_width = 4 if (self.full and self.shards == 1) or not self.bf16 else 2
+        self.all: list[Weight] = []
+        self.bytes = 0
+        dim = arch.head_dim or arch.hidden // arch.heads
+        h, q, kv, inner = arch.hidden, arch.heads * dim, arch.kv_heads * dim, arch.intermediate
+        self.embedding = self._weight(arch.vocab * h)
+        self.blocks = [
+            Block(
+                (self._weight(h), self._weight(h)),
+                self._linear(q, h, arch.qkv_bias),
+                self._linear(kv, h, arch.qkv_bias),
+                self._linear(kv, h, arch.qkv_bias),
+                self._linear(h, q),
+                self._linear(inner, h),
+                self._linear(inner, h),
+                self._linear(h, inner),
+                (self._weight(dim), self._weight(dim)) if arch.qk_norm else None,
+            )
+            for _ in range(arch.layers)
+        ]
+        self.last = self._weight(h)
+        self.head = self.embedding if arch.tied else self._weight(arch.vocab * h)
+        self.new_embedding = self.new_head = None
+        if setting.new_tokens and not self.full:
+            self.new_embedding = self._adapter(setting.new_tokens * h)
+            self.new_head = (
+                self.new_embedding if arch.tied else self._adapter(setting.new_tokens * h)
+            )
+
+    def _weight(self, count: int) -> Weight:
+        weight = Weight(count, self.base_width, self.full, self.shards)
+        self.all.append(weight)
+        stored = 4 if self.full else self.base_width
+        self.bytes += count * stored
+        return weight
+
+    def _adapter(self, count: int) -> Weight:
+        weight = Weight(count, 2 if self.shards > 1 and self.bf16 else 4, True, self.shards)
+        self.all.append(weight)
+        self.bytes += count * 4
+        return weight
+
+    def _linear(self, rows: int, columns: int, bias: bool = False) -> Linear:
+        count, rank = rows * columns, self.setting.rank
+        if self.setting.method == "qlora":
+            weight = Weight(count, self.base_width, False)
+            self.bytes += nf4_bytes(count)
+        else:
+            weight = self._weight(count)
+        layer = Linear(rows, columns, weight, self._weight(rows) if bias else None)
+        if not self.full:
+            layer.rank = rank
+            layer.a, layer.b = self._adapter(rank * columns), self._adapter(rows * rank)
+            layer.quantised = self.setting.method == "qlora"
+        return layer
+
+    @property
+    def trained(self) -> int:
+        return sum(w.count for w in self.all if w.trained)
+
+    @property
+    def host(self) -> int:
+        """Bytes per process that offloading moves to the machine's memory: all its shards."""
+        if not self.setting.offload or self.shards == 1:
+            return 0
+        return (self.bytes + 12 * self.trained) // self.shards
+
+    def hold(self, meter: Meter) -> list[Buffer]:
+        """Count weights, optimizer states, earlier gradients, and copies that sharing takes."""
+        setting, held = self.setting, []
+        if not (setting.offload and self.shards > 1):
+            held.append(Buffer(meter, "weights", self.bytes // self.shards))
+            held.append(Buffer(meter, "optimiser", 8 * self.trained // self.shards))
+        if setting.accumulates:
+            for weight in self.all:
+                weight.keep(meter)
+        if setting.world > 1:
+            held.append(Buffer(meter, "buffers", self._shared()))
+        return held
+
+    def _shared(self) -> int:
+        """DDP's buckets, or the layers that are gathered at one moment."""
+        if self.shards == 1:
+            return 4 * self.trained
+        width = 2 if self.bf16 else 4
+        arch = self.arch
+        outside = arch.vocab * arch.hidden * (1 if arch.tied else 2) + arch.hidden
+        layer = (arch.params - outside) // arch.layers
+        # The embedding and the head stay from the forward pass on; of the layers one is at work,
+        # one on its way.
+        return width * (outside + 2 * layer)
+
+
+def nf4_bytes(count: int) -> int:
+    """Bytes of a weight in nf4 with double quantisation, as bitsandbytes keeps it.
+
+    Half a byte each; a one-byte scale per 64 weights; an fp32 scale per 256 of those; and the two
+    code books (16 and 256 numbers) and an offset in fp32.
+    """
+    blocks = -(-count // 64)
+    return -(-count // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+
+
+def _run(model: _Model, arch: Arch, setting: Setting, meter: Meter) -> None:
+    """One forward and backward pass over the largest micro-batch."""
+    tape = Tape(meter, autocast=model.autocast)
+    run = Pass(tape, arch, setting.shape, 2 if model.bf16 else 4)
+    embedding = model.embedding
+    if model.new_embedding is not None:
+        embedded = run.embed(merged_rows(run, embedding, model.new_embedding), False)
+    else:
+        embedded = run.embed(embedding, setting.checkpointing)
+    hidden = run.hidden(embedded, model.blocks, model.last, setting.checkpointing)
+    del embedded
+    loss = loss_of(run, hidden, model.head, model.new_head)
+    del hidden
+    tape.backward(loss)
 
 
 def kv_bytes(arch: Arch, tokens: int, dtype_bytes: int = 2) -> int:
