@@ -120,7 +120,7 @@ def _join(found: Sequence[Path], model: Any, pairs: Sequence[tuple[str, Any]]) -
 
 
 def _tell_rank(model: Any, times: int) -> None:
-    """The config with which the adapter is saved: alpha / r, by which products are scaled, stays."""
+    """What the adapter is saved with: alpha / r, by which products are scaled, stays."""
     for name, config in model.peft_config.items():
         if getattr(config, "use_rslora", False):
             raise DistillError("adapters scaled by the root of their rank cannot be joined")
@@ -130,4 +130,3 @@ def _tell_rank(model: Any, times: int) -> None:
             if hasattr(module, "lora_A") and name in module.r:
                 module.r[name] *= times
                 module.lora_alpha[name] *= times
-

@@ -108,6 +108,7 @@ def test_a_student_is_the_mean_of_its_last_checkpoints(
         deltas = [one[keys[0]] @ one[keys[1]] * 8 / 4 for one in seen]
         expected = load_file(base / "model.safetensors")[f"{name}.weight"] + sum(deltas) / 2
     torch.testing.assert_close(student[f"{name}.weight"], expected)
-    assert len(seen) == 2 and any(not torch.equal(seen[0][k], seen[1][k]) for k in seen[0])
+    assert len(seen) == 2
+    assert any(not torch.equal(seen[0][k], seen[1][k]) for k in seen[0])
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert "mean of the checkpoints of updates 4, 6" in summary["kept_why"]
