@@ -24,13 +24,25 @@ VERBS = {
     "report": ("distill.commands.run", "write the report of a RUN again"),
     "plan": ("distill.commands.plan", "say what a recipe will ask for: samples, tokens, money"),
     "check": ("distill.commands.check", "say what a recipe lacks here: extras, models, data, keys"),
+    "compare": ("distill.commands.compare", "say what differs between RUNs, in recipe and results"),
+    "ablate": ("distill.commands.compare", "run a recipe once for each of key=a,b,c, and compare"),
     "show": ("distill.commands.look", "print a recipe resolved, with the origin of each value"),
     "ls": ("distill.commands.look", "list recipes, or runs with --runs"),
     "cp": ("distill.commands.look", "copy a recipe to edit: distill cp 1.5b mine.yaml"),
-    "export": ("distill.commands.export", "write a RUN's training set for other trainers"),
+    "export": ("distill.commands.export", "write a RUN's training set or student for others"),
+    "push": ("distill.commands.push", "upload a RUN's student or data: distill push RUN NAME"),
     "pool": ("distill.commands.pool", "say what a RUN's trace pool holds, or write it as Parquet"),
 }
 """Verb -> the module with its `main(verb, options)`, and its help."""
+
+FORMS = (
+    *("messages", "sharegpt"),
+    *("safetensors", "gguf", "adapter", "fp8", "int8", "gptq", "awq"),
+)
+"""What `export` writes: two forms of the training set, and those of the student."""
+
+DTYPES = ("bf16", "fp16", "fp32", "q8_0")
+PARTS = ("model", "data", "adapter", "gguf")
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,15 +73,28 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--runs", metavar="DIR", help="folder for runs (default: runs)")
     make.add_argument("--out", metavar="PATH", help="where `export`, `cp` and `grade --file` write")
     make.add_argument("--parquet", metavar="FILE", help="where `pool` writes its traces")
-    make.add_argument("--form", choices=("messages", "sharegpt"), default="messages")
+    make.add_argument(
+        "--form", choices=FORMS, default="messages", metavar="FORM", help=f"`export`: {_or(FORMS)}"
+    )
+    make.add_argument("--dtype", choices=DTYPES, help="`export`: of safetensors and gguf")
+    make.add_argument("--what", choices=PARTS, default="model", help="`push`: which part of RUN")
+    make.add_argument("--dry-run", action="store_true", help="`push`: only say what would go")
+    make.add_argument("--public", action="store_true", help="`push`: for everyone to see")
     make.add_argument("--json", action="store_true", help="machine-readable output")
     make.add_argument("--explain", action="store_true", help="`filter`: what each one dropped")
     make.add_argument("--rehearse", action="store_true", help="few problems, full lengths, no run")
     make.add_argument("--from", dest="source", metavar="RUN", help="`plan`: its pass rates")
     make.add_argument("--tokens-per-second", type=float, metavar="X", help="`plan`: says hours")
+    make.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="`ablate`: trainings of each"
+    )
     make.add_argument("--quiet", action="store_true", help="no progress on stderr")
     make.add_argument("--version", action="version", version=_version())
     return make
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _version() -> str:

@@ -1,20 +1,62 @@
-"""`distill export RUN --out FILE or FOLDER`: the training set of a run for other trainers."""
+"""`distill export RUN --form F --out PATH`: a run's training set or its student for others."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from distill.commands.common import runs_folder, the_run
 from distill.errors import UsageError
+from distill.export import FORMS as DATA_FORMS
 
 
 def main(verb: str, options: argparse.Namespace) -> int:
-    """Write messages or ShareGPT rows: a file by its ending, or a folder for the hub."""
+    """Data: a file by its ending, or a folder for the hub. A model: a folder, or a .gguf file."""
+    run = the_run(options)
+    if options.form in DATA_FORMS:
+        return _data(run, options)
+    return _model(run, options)
+
+
+def _model(run: Path, options: argparse.Namespace) -> int:
+    from distill.export_model import export_model
+
+    told, words = _told(options.rest)
+    target = options.out or next(iter(words), f"{run.name}-{options.form}")
+    found = export_model(
+        run,
+        Path(target),
+        options.form,
+        dtype=options.dtype or "",
+        shard_size=told.get("shard_size", "5GB"),
+        python=told.get("python"),
+    )
+    for note in found.get("notes") or []:
+        print(f"note: {note}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        more = ", ".join(
+            f"{k} {v}" for k, v in found.items() if k not in ("path", "bytes", "notes")
+        )
+        print(f"{found['path']}: {found['bytes'] / 1e6:,.1f} MB as {options.form} ({more})")
+    return 0
+
+
+def _told(rest: list[str]) -> tuple[dict[str, str], list[str]]:
+    """`shard_size=2GB python=PATH` as a dict, and the words that say nothing of the kind."""
+    known = {"shard_size", "python"}
+    told = {k: v for k, eq, v in (word.partition("=") for word in rest) if eq}
+    if unknown := sorted(told.keys() - known):
+        raise UsageError(f"export has no key '{unknown[0]}'", f"keys: {', '.join(sorted(known))}")
+    return told, [word for word in rest if "=" not in word]
+
+
+def _data(run: Path, options: argparse.Namespace) -> int:
     from distill.export import export_splits
 
-    run = the_run(options)
     steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"]
     if "select" not in steps:
         raise UsageError(f"{run.name} has no training set yet", "distill select RECIPE makes it")
