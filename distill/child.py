@@ -33,10 +33,12 @@ def call(
     python: str | None = None,
     log_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    distributed: bool = False,
 ) -> Any:
     """Run `package.module:function(payload)` in a child and return its JSON result.
 
-    `environment` is put on top of ours.
+    `environment` is put on top of ours. Where torchrun started us, only a `distributed` child is
+    told so: another one, which evaluates or samples, would wait for processes that do not come.
 
     The child's stderr is ours (its progress line is the user's). A DistillError in the child is
     raised here as itself; any other failure becomes a DistillError that names the traceback's
@@ -51,7 +53,8 @@ def call(
         command = [python or sys.executable, "-m", "distill.child", str(request), str(reply)]
         # Threads that spin while they wait for each other halt everything when the cores are
         # shared with other work: docs/results.md has figures.
-        settings = {"GOMP_SPINCOUNT": "10000", **os.environ, **(environment or {})}
+        ours = dict(os.environ) if distributed else without_launcher(os.environ)
+        settings = {"GOMP_SPINCOUNT": "10000", **ours, **(environment or {})}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=settings)
         code = _wait(process)
         try:
@@ -61,6 +64,19 @@ def call(
     if "error" in answer:
         raise _error_of(answer["error"], log_file)
     return answer["result"]
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without torchrun's word that its process is one of several."""
+    if "LOCAL_RANK" not in environment:
+        return dict(environment)
+    begins = ("LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PET_")
+    taken = {"RANK", "WORLD_SIZE", "NODE_RANK", "ACCELERATE_TORCH_DEVICE"}
+    return {
+        key: value
+        for key, value in environment.items()
+        if key not in taken and not key.startswith(begins)
+    }
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -95,6 +95,7 @@ class JobBase:
             everything,
             python=self.recipe.interpreters.get(stage),
             log_file=self.log_file,
+            distributed=stage == "train",
         )
 
     def _do(self, step: Step, work: Callable[[Path], None], label: str = "") -> Done:

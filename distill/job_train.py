@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distill import agreement, models, workers
+from distill import agreement, models, nodes, workers
 from distill.errors import MissingExtra, UsageError
 from distill.job_base import VERSIONS, JobBase, summary_of
 from distill.resolve import code_version, resolve
@@ -25,6 +25,7 @@ class TrainingJob(JobBase):
         qlora = any(stage.recipe.student.method == "qlora" for stage in self.stages)
         if qlora and find_spec("bitsandbytes") is None:
             raise MissingExtra("bitsandbytes", "qlora", "student.method: qlora")
+        nodes.check(recipe)
         arch = models.student_entry(self.base).arch
         size = arch.params if arch is not None else 0
         forced = all(stage.recipe.train.allow_cpu for stage in self.stages)
@@ -57,6 +58,7 @@ class TrainingJob(JobBase):
             "train": recipe.train.model_dump(mode="json"),
             "seed": seed,
             "card": self._card(stage),
+            "stage": [stage.number, stage.of],
         }
         validation = dataset.folder / "validation.jsonl"
         if recipe.train.development:

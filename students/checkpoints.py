@@ -24,6 +24,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 STATE, SEAL, WEIGHTS = "state", "sealed.json", "weights"
+APART = "DISTILL_NODES_APART"
+"""Set where the nodes of a training share no folder (students/launch_worker.py)."""
 SHARD_BYTES = 4 << 30
 """Weights that `weights_of` holds in memory, and writes into one file."""
 
@@ -74,11 +76,14 @@ def chooses(train: Mapping[str, Any]) -> bool:
 
 def write(path: Path, model: Any, optimizer: Any) -> None:
     """Write what is trained, and its optimizer states, to `path/state`; all processes call."""
-    from torch.distributed.checkpoint import FileSystemWriter, save
+    from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
 
     states = {**_weights(model), **_optimizer_states(model, optimizer)}
+    # What all hold is written by all, unless they write into folders of their own.
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=bool(os.environ.get(APART)))
     with _alone_is_fine():
-        save(states, storage_writer=FileSystemWriter(path / STATE, overwrite=True))
+        writer = FileSystemWriter(path / STATE, overwrite=True)
+        save(states, storage_writer=writer, planner=planner)
 
 
 def read(path: Path, model: Any, optimizer: Any) -> None:
@@ -217,8 +222,8 @@ def seal(path: Path, step: int, **more: Any) -> None:
 def sealed(path: Path) -> dict[str, Any]:
     """What `seal` wrote: step, files, and what was told with them."""
     told = json.loads((path / SEAL).read_text(encoding="utf-8"))
-    if not isinstance(told, dict):
-        raise ValueError(f"{SEAL} holds no table")
+    if not isinstance(told, dict) or not isinstance(told.get("files"), dict) or not told["files"]:
+        raise ValueError(f"{SEAL} names no files")
     return told
 
 

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,17 +139,17 @@ def follows(train: Mapping[str, Any]) -> bool:
     return node is not None and node.rank > 0
 
 
-def check(train: Mapping[str, Any]) -> None:
+def check(train: Mapping[str, Any], *, own: bool = True) -> None:
     """Refuse what cannot be started here: too many processes, no launcher, no other node.
 
-    Needs no torch. Raises UsageError, MissingExtra.
+    `own` says that this interpreter will train. Needs no torch. Raises UsageError, MissingExtra.
     """
     if inside():
         return
     kind, per_node = launcher(train), int(train.get("processes") or 1)
     nodes = int(train.get("nodes") or 1)
     if kind == "ray":
-        if importlib.util.find_spec("ray") is None:
+        if own and importlib.util.find_spec("ray") is None:
             raise MissingExtra("ray", "ray", "train.launcher: ray")
         return
     found = visible_gpus()
@@ -242,14 +243,17 @@ def follow(payload: Mapping[str, Any]) -> None:
         return
     node = this_node()
     assert node is not None
-    _wait_for(node)
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="distill-node-") as folder:
-        out = Path(folder)
-        code = run(torchrun(train, node, out, []), environment(train))
-        if code:
-            raise why(out, code)
+    last = False
+    while not last:
+        _wait_for(node)
+        with tempfile.TemporaryDirectory(prefix="distill-node-") as folder:
+            out, heard = Path(folder), Path(folder) / "request.json"
+            code = run(torchrun(train, node, out, [str(heard)]), environment(train))
+            if code:
+                raise why(out, code)
+            told = json.loads(heard.read_text(encoding="utf-8"))
+        number, of = told.get("stage") or (0, 1)
+        last = number + 1 >= of
 
 
 def _wait_for(node: Node) -> None:
@@ -287,13 +291,16 @@ def torchrun(
         meet = ["--nnodes", str(train["nodes"]), "--node-rank", str(rank)]
         meet += ["--rdzv-backend", "static", "--rdzv-id", "distill"]
         meet += ["--master-addr", node.address, "--master-port", str(node.port)]
-    return agent(out / f"{FAILURES}-{rank}.json", train, meet, request)
+    return agent(out / FAILURES, train, meet, request)
 
 
 def agent(
     failures: Path, train: Mapping[str, Any], meet: Sequence[str], request: Sequence[str]
 ) -> list[str]:
-    """The command of a node's torchrun that meets the others as `meet` says."""
+    """The command of a node's torchrun that meets the others as `meet` says.
+
+    `failures` begins the name of a file that it leaves when a process of its own fails.
+    """
     count = ["--nproc-per-node", str(int(train.get("processes") or 1)), "--max-restarts", "0"]
     command = [sys.executable, "-m", AGENT, str(failures), *meet, *count]
     return [*command, "-m", WORKER, *request]
@@ -375,7 +382,7 @@ def why(out: Path, code: int) -> BaseException:
 
 
 def _told_by(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in out.glob(f"{FAILURES}-*.json")]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in out.glob(f"{FAILURES}-*")]
 
 
 def _last_words(out: Path, failed: Sequence[Mapping[str, Any]], code: int) -> DistillError:

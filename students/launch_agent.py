@@ -1,8 +1,9 @@
 """A node's torchrun in a process of its own: it dies with its parent and says briefly what failed.
 
-    python -m distill.students.launch_agent FAILURES.json --nnodes 2 ... -m MODULE ARGUMENTS
+    python -m distill.students.launch_agent FAILURES --nnodes 2 ... -m MODULE ARGUMENTS
 
-Everything after the first argument is torchrun's own command line.
+Everything after the first argument is torchrun's own command line. A failure goes to a file whose
+name FAILURES begins; several nodes may share its folder.
 """
 
 from __future__ import annotations
@@ -66,10 +67,9 @@ def _failure(rank: int, found: Any) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, path)
+def _write(failures: Path, content: Mapping[str, Any]) -> None:
+    path = failures.with_name(f"{failures.name}-{socket.gethostname()}-{os.getpid()}")
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

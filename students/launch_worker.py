@@ -35,18 +35,22 @@ SENT = ("tokens", "validation", "prepared.json")
 
 
 def main(arguments: list[str]) -> int:
-    """Take part as torchrun's environment says; the first process reads `arguments[0]`."""
+    """Take part as torchrun's environment says.
+
+    The first process reads `arguments[0]`; on a node of followers its first one writes there what
+    it was told.
+    """
     die_with_parent(signal.SIGKILL)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     told = None
+    request = Path(arguments[0])
     if int(os.environ["RANK"]) == 0:
-        request = Path(arguments[0])
         if not request.is_file():
             print(f"error: this node sees no file {request}: {launch.SHARED}", file=sys.stderr)
             return 2
         told = json.loads(request.read_text(encoding="utf-8"))
     try:
-        take_part(told)
+        take_part(told, None if told else request)
     except DistillError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -58,11 +62,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def take_part(told: Mapping[str, Any] | None) -> Path | None:
+def take_part(told: Mapping[str, Any] | None, heard: Path | None = None) -> Path | None:
     """Train with all other processes; the first returns the student's folder.
 
     `told` is the first process's request, `{"dataset", "out", "config"}`; with `"fitted": true`
-    somebody else completes the step. Raises DistillError.
+    somebody else completes the step. The others are told, and write a summary of it to `heard`
+    where there is no such file. Raises DistillError.
     """
     from distill.students.sft import Job
 
@@ -72,6 +77,8 @@ def take_part(told: Mapping[str, Any] | None) -> Path | None:
         job = Job(Path(told["dataset"]), Path(told["out"]), told["config"])
     else:
         request = meeting.hear("request")
+        if heard is not None and meeting.local == 0 and not heard.exists():
+            heard.write_text(json.dumps({"stage": request.get("stage")}), encoding="utf-8")
         if request.get("done"):
             return None
         job = Job(Path(request["dataset"]), Path(request["out"]), request["config"])
@@ -90,11 +97,12 @@ def _lead(meeting: Meeting, job: Job, fitted: bool) -> Path:
 
     started = time.monotonic()
     if job.done():
-        meeting.tell("request", {"done": True})
+        meeting.tell("request", {"done": True, "stage": job.config.get("stage")})
         return job.student
     job.out.mkdir(parents=True, exist_ok=True)
     prepared = job.prepare()
-    meeting.tell("request", {**job.as_json(), "fingerprint": job.fingerprint})
+    known = {"fingerprint": job.fingerprint, "stage": job.config.get("stage")}
+    meeting.tell("request", {**job.as_json(), **known})
     meeting.same_folder(job.out)
     if apart := meeting.apart():
         _send(meeting, job, len(apart))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from distill import nodes
 from distill.commands.common import find_run, load_recipe
 
 
@@ -31,6 +32,9 @@ def main(verb: str, options: argparse.Namespace) -> int:
         from distill.commands.rehearse import rehearse
 
         return rehearse(recipe, until=until, runs=options.runs)
+    if until in ("train", "evaluate", "report") and nodes.follows(recipe):
+        nodes.follow(recipe)
+        return 0
     report = distil(recipe, until=until, runs=options.runs, command=options.command)
     if options.json:
         print((report.path.parent / "report.json").read_text(encoding="utf-8"))
