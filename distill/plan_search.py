@@ -8,19 +8,20 @@ else fits, and said.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from distill.plan_data import Data
-from distill.plan_machines import Machine
-from distill.plan_training import Trained, evaluate
+from distill.plan_machines import GIB, Machine
+from distill.plan_training import Trained, at_least, evaluate, hours_of
 from distill.recipe import Recipe, variants_of
 
 METHODS = ("full", "lora", "qlora")
 MARGIN = 0.05
 """Share of a GPU's memory that a suggested setting leaves free: the estimate may be that wrong."""
-SHORTER = (24576, 16384, 12288, 8192, 6144, 4096, 2048, 1024, 512)
+SHORTER = (24576, 16384, 8192, 4096, 2048, 1024, 512)
 """Lengths that are tried where the recipe's does not fit."""
 LEFT_OUT = 0.5
 """The largest share of examples that a shorter `max_length` may leave out."""
@@ -67,45 +68,84 @@ def cheapest(
     data: Data,
     *,
     mfu: float | None = None,
-    below: float = float("inf"),
-) -> Found | None:
-    """The fastest setting of `method` that fits with a margin, or None.
+    below: float = math.inf,
+    way: Sections | None = None,
+) -> Found:
+    """The fastest setting of `method` that fits with a margin, else the one that needs least.
 
-    The whole machine is paid for, so the fastest is the cheapest. `below` bounds the memory in GiB.
+    The whole machine is paid for, so the fastest is the cheapest. `below` bounds the memory in GiB;
+    `way` is `sections(recipe, method)` where that was asked before.
     """
-    student, train, typed = sections(recipe, method)
+    student, train, typed = way or sections(recipe, method)
     whole = recipe.train.max_length
+    room = min((1 - MARGIN) * machine.gpu.usable, below * GIB)
     lengths = [train["max_length"], *(n for n in SHORTER if n < train["max_length"])]
+    kept = data.within(lengths[0])
     for length in lengths:
-        kept = data.within(length)
-        if length < whole and kept.too_long > LEFT_OUT:
+        shorter = data.within(length)
+        if length < whole and shorter.too_long > LEFT_OUT:
+            break
+        kept = shorter
+        look = _Look(arch, student, train, machine, kept, mfu)
+        settings = list(_settings(train, machine, length, method))
+        chosen = look.fastest(settings, room)
+        if chosen is not None:
+            break
+    if chosen is None:
+        chosen = look.smallest(settings)
+    length = chosen["max_length"]
+    left = kept.too_long - data.within(whole).too_long
+    said = f"{_share(left)} of the examples are longer: left out" if length < whole else ""
+    trained = evaluate(arch, student, chosen, machine, kept, mfu)
+    return Found(trained, (*typed, *_typed(chosen, train)), chosen, said)
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "under 1%"
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look for a setting: of one method, on one machine, at one length."""
+
+    arch: Any
+    student: Mapping[str, Any]
+    train: Mapping[str, Any]
+    machine: Machine
+    data: Data
+    mfu: float | None
+
+    def fastest(self, settings: list[dict[str, Any]], room: float) -> dict[str, Any] | None:
+        """The fastest setting in `room` bytes; of equally fast ones that nearest the recipe."""
+        ranked = sorted(((*self._slowness(s), n) for n, s in enumerate(settings)))
+        best = next((r for r in ranked if self._fits(settings[r[-1]], room)), None)
+        if best is None:
             return None
-        found = []
-        for setting in _settings(train, machine, length, method):
-            trained = evaluate(arch, student, setting, machine, kept, mfu)
-            if trained.fits and trained.free >= MARGIN and trained.needed < below:
-                found.append((trained, setting))
-        if found:
-            trained, setting = min(found, key=lambda f: _order(f[0], f[1], train, found))
-            left = kept.too_long - data.within(whole).too_long
-            said = f"{left:.0%} of the examples are longer and left out" if length < whole else ""
-            return Found(trained, (*typed, *_typed(setting, train)), setting, said)
-    return None
+        near = sorted(
+            (len(_typed(settings[r[-1]], self.train)), r)
+            for r in ranked
+            if r[0] <= best[0] * (1 + EQUAL)
+        )
+        most = len(_typed(settings[best[-1]], self.train))
+        nearer = (r for n, r in near if n < most and self._fits(settings[r[-1]], room))
+        return settings[next(nearer, best)[-1]]
 
+    def smallest(self, settings: list[dict[str, Any]]) -> dict[str, Any]:
+        """The setting that needs least memory."""
+        return min(settings, key=lambda s: at_least(self.arch, self.student, s))
 
-def _order(
-    trained: Trained,
-    setting: Mapping[str, Any],
-    train: Mapping[str, Any],
-    found: list[tuple[Trained, dict[str, Any]]],
-) -> tuple[float, ...]:
-    """Fast ones first; of equally fast ones that nearest the recipe, then that with most room."""
-    changes = len(_typed(setting, train))
-    if trained.hours is None:  # without a number of examples: what moves and repeats least
-        slow = 8 * setting["offload"] + 4 * setting["gradient_checkpointing"]
-        return (slow + 2 * (setting["shard"] != "none"), changes, trained.needed)
-    best = min(t.hours for t, _ in found if t.hours is not None)
-    return (trained.hours > best * (1 + EQUAL), changes, trained.needed)
+    def _slowness(self, setting: Mapping[str, Any]) -> tuple[float, float]:
+        hours = hours_of(self.arch, self.student, setting, self.machine, self.data, self.mfu)
+        # Without a number of examples: what moves and repeats least.
+        moves = 8 * setting["offload"] + 4 * setting["gradient_checkpointing"]
+        moves += 2 * (setting["shard"] != "none")
+        return (hours, 0.0) if hours is not None else (moves, 0.0)
+
+    def _fits(self, setting: Mapping[str, Any], room: float) -> bool:
+        if at_least(self.arch, self.student, setting, room) > room:
+            return False
+        found = evaluate(self.arch, self.student, setting, self.machine, self.data, self.mfu)
+        return found.fits and found.needed * GIB < room
 
 
 def _settings(
@@ -117,7 +157,7 @@ def _settings(
     shards = ["none", sharded] if machine.total > 1 and method != "qlora" else ["none"]
     own = train["micro_batch_tokens"]
     budgets: set[int | None] = {None if own is None else max(own, length)}
-    budgets |= {n * length for n in (2, 4) if n * length <= FULL_PASS}
+    budgets |= {FULL_PASS} if length <= FULL_PASS // 2 else set()
     for shard, again, budget in itertools.product(shards, (True, False), budgets):
         for offload in (False, True) if shard != "none" else (False,):
             yield {

@@ -8,6 +8,7 @@ packing of a few updates drawn from the lengths), and what sharding and offloadi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -70,14 +71,13 @@ def evaluate(
 ) -> Trained:
     """What training with these sections of a recipe takes on `machine`."""
     parts = memory(arch, student, train)
-    host = _host(arch, parts, train)
-    short = _short(parts, host, train, machine)
-    seconds = None if short else _seconds(arch, student, train, machine, data, mfu)
-    hours = seconds / 3600 if seconds is not None else None
+    host = _host(arch, parts, student["method"], train)
+    short = misplaced(train, machine) or _short(parts, host, machine)
+    hours = None if short else hours_of(arch, student, train, machine, data, mfu)
     useful = None
-    if seconds:
+    if hours:
         flops = _flops(arch, student, train, data, "training_flops").mean() * _seen(train, data)
-        useful = float(flops / (seconds * processes(train) * machine.gpu.flops))
+        useful = float(flops / (hours * 3600 * processes(train) * machine.gpu.flops))
     other = parts.total - sum(getattr(parts, name) for name in PARTS)
     return Trained(
         method=student["method"],
@@ -98,18 +98,27 @@ def memory(arch: Any, student: Mapping[str, Any], train: Mapping[str, Any]) -> A
     return models.of_students("memory:estimate")(arch, setting)
 
 
-def _host(arch: Any, parts: Any, train: Mapping[str, Any]) -> float:
-    """Bytes of a node's memory: what is offloaded, and the weights while they are read."""
-    # One process of a node reads the weights (fp32 where sharded) before it hands them out.
-    return float(max(parts.host * int(train["processes"]), 4 * arch.params))
+def _host(arch: Any, parts: Any, method: str, train: Mapping[str, Any]) -> float:
+    """Bytes of a node's memory at most: what is offloaded, weights as they are read, or merged."""
+    here = int(train["processes"])
+    width = {"full": 4, "lora": 2, "qlora": 0}[method]
+    # Where weights are sharded only the first process of a node reads them.
+    read = width * arch.params * (1 if train["shard"] != "none" else here)
+    # An adapter is merged into the base's weights in fp32.
+    merged = 4 * arch.params if method != "full" else 0
+    return float(max(parts.host * here, read, merged))
 
 
-def _short(parts: Any, host: float, train: Mapping[str, Any], machine: Machine) -> str:
-    """Why a setting cannot be on this machine, or nothing."""
+def misplaced(train: Mapping[str, Any], machine: Machine) -> str:
+    """What a setting asks for that the machine does not have, or nothing."""
     asks, nodes = int(train["processes"]), int(train["nodes"])
-    if asks > machine.gpus or nodes > machine.nodes:
-        wants = f"{nodes} nodes of {asks} GPUs" if nodes > 1 else f"{asks} GPUs"
-        return f"asks for {wants}"
+    if asks <= machine.gpus and nodes <= machine.nodes:
+        return ""
+    return f"asks for {nodes} nodes of {asks} GPUs" if nodes > 1 else f"asks for {asks} GPUs"
+
+
+def _short(parts: Any, host: float, machine: Machine) -> str:
+    """What memory lacks, or nothing."""
     usable = machine.gpu.usable
     if parts.total > usable:
         return f"needs {parts.total / GIB:,.0f} of {usable / GIB:,.0f} GiB"
@@ -117,6 +126,27 @@ def _short(parts: Any, host: float, train: Mapping[str, Any], machine: Machine) 
     if host > there:
         return f"needs {host / GB:,.0f} of about {there / GB:,.0f} GB of the host's memory"
     return ""
+
+
+def at_least(
+    arch: Any, student: Mapping[str, Any], train: Mapping[str, Any], room: float = math.inf
+) -> float:
+    """A lower bound of the bytes of one process, much faster than `memory`; often equal to it.
+
+    Each moment of a training is linear in the number of layers, and the peak is the largest of
+    them: so what two small models tell of the next layers can only be too little. Less is done
+    where weights and optimizer alone are more than `room`.
+    """
+    shards = processes(train) if train["shard"] != "none" else 1
+    states = {"full": 16.0, "lora": 2.0, "qlora": 0.5}[student["method"]] * arch.params / shards
+    if shards > 1 and train["offload"]:
+        states = 0.0
+    if arch.layers < 5 or states > room:
+        return states
+    few, more = (
+        memory(dataclasses.replace(arch, layers=layers), student, train).total for layers in (2, 3)
+    )
+    return max(states, few + (more - few) * (arch.layers - 2))
 
 
 # -- hours ---------------------------------------------------------------------------------------
@@ -144,14 +174,15 @@ def _flops_of(
     return np.array([float(count(arch, [n], method, rank=rank, **options)) for n in lengths])
 
 
-def _seconds(
+def hours_of(
     arch: Any,
     student: Mapping[str, Any],
     train: Mapping[str, Any],
     machine: Machine,
     data: Data,
-    mfu: float | None,
+    mfu: float | None = None,
 ) -> float | None:
+    """Hours of all epochs; None where the number of examples is unknown."""
     updates = data.updates(train)
     if updates is None:
         return None
@@ -172,7 +203,8 @@ def _seconds(
     compute = busiest / every * work.mean() * batch / rate
     if method == "qlora":
         compute *= assumed("qlora")
-    return updates * (compute + _moved(arch, student, train, machine, passes, compute))
+    moved = _moved(arch, student, train, machine, passes, compute)
+    return float(updates * (compute + moved) / 3600)
 
 
 @cache

@@ -93,5 +93,3 @@ def selection_lines(recipe: Recipe) -> list[str]:
     if select.by == "judge" and not any(p.name == "judge" for p in recipe.grading.graders):
         found.append("note: select.by is judge, and no judge is among grading.graders")
     return found
-
-
