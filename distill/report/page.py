@@ -20,6 +20,18 @@ KEY_FILES = (".safetensors", "problems.jsonl", "traces.jsonl", "dataset.jsonl", 
 
 def render_page(numbers: Mapping[str, Any]) -> str:
     """The whole report as one HTML document."""
+    return render(
+        "page.html.j2",
+        n=numbers,
+        charts=draw(numbers),
+        command=shlex.join(numbers["command"]),
+        recipe=recipe_text(numbers["recipe"]),
+        manifest=manifest_table(numbers["manifest"]),
+    )
+
+
+def render(template: str, *, charts: Mapping[str, str], **values: Any) -> str:
+    """A page of ours: `charts` are inserted as markup, everything else is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -32,14 +44,8 @@ def render_page(numbers: Mapping[str, Any]) -> str:
     )
     environment.globals.update(say=say, tables=tables, data_tables=data_tables, words=words)
     style = resources.files("distill.report").joinpath("style.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
-        n=numbers,
-        style=Markup(style),
-        charts={name: Markup(svg) for name, svg in draw(numbers).items()},
-        command=shlex.join(numbers["command"]),
-        recipe=recipe_text(numbers["recipe"]),
-        manifest=manifest_table(numbers["manifest"]),
-    )
+    drawn = {name: Markup(svg) for name, svg in charts.items()}
+    return environment.get_template(template).render(style=Markup(style), charts=drawn, **values)
 
 
 def draw(numbers: Mapping[str, Any]) -> dict[str, str]:

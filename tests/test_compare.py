@@ -1,0 +1,171 @@
+"""Runs side by side, and ablations: what is compared with what, and what the page says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.ablate import name_of, run_trials, trials
+from distill.cli import main
+from distill.compare import Arm, compare
+from distill.errors import DataError, DistillError, UsageError
+from distill.recipe import Recipe
+from distill.report.comparison import as_markdown, as_page, as_text, write_comparison
+from tests.make_run import HOSTILE, ROLES, make_run
+
+
+def run_of(runs: Path, name: str, student: float, **more: Any) -> Path:
+    return make_run(runs, name=name, roles={**ROLES, "student": student}, problems=160, **more)
+
+
+def edit(run: Path, change: Any, step: str = "") -> None:
+    path = run / "run.json"
+    if step:
+        folder = json.loads(path.read_text())["steps"]["evaluate"]["folder"]
+        path = run.parent / folder / step
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_two_runs_are_compared_on_the_same_problems(tmp_path: Path) -> None:
+    good, bad = run_of(tmp_path, "good", 0.9), run_of(tmp_path, "worse", 0.3)
+    edit(bad, lambda run: run["recipe"]["train"].update(learning_rate=0.5))
+    found = compare([Arm("good", [good]), Arm("worse", [bad])])
+    task = found["tasks"]["heldout"]
+    reference, other = task["arms"]
+    assert reference["difference"] is None
+    assert other["difference"] == pytest.approx(other["score"] - reference["score"])
+    assert other["clear"]
+    assert other["difference"] < 0
+    assert other["p_adjusted"] == other["p"] < 0.01
+    assert {"key": "train.learning_rate", "values": [1e-5, 0.5]} in found["recipe"]
+    text = as_text(found)
+    assert "Clearly worse than good: worse" in text
+    for cell in ("good", "worse", "pass@1"):
+        assert cell in as_markdown(found)
+
+
+def test_only_common_problems_count_and_the_rest_is_said(tmp_path: Path) -> None:
+    one, two = run_of(tmp_path, "long", 0.7), run_of(tmp_path, "part", 0.7)
+    rows = [json.loads(line) for line in samples(two).read_text().splitlines()]
+    kept = sorted({row["problem_id"] for row in rows})[:10]
+    samples(two).write_text(
+        "".join(json.dumps(row) + "\n" for row in rows if row["problem_id"] in kept)
+    )
+    task = compare([Arm("a", [one]), Arm("b", [two])])["tasks"]["heldout"]
+    assert task["problems"] == 10
+    assert task["left_out"] == {one.name: 30, two.name: 0}
+    assert f"30 of {one.name}" in as_text(compare([Arm("a", [one]), Arm("b", [two])]))
+
+
+def samples(run: Path) -> Path:
+    folder = json.loads((run / "run.json").read_text())["steps"]["evaluate"]["folder"]
+    return run.parent / folder / "samples.jsonl"
+
+
+def test_other_settings_are_said_before_the_numbers(tmp_path: Path) -> None:
+    one, two = run_of(tmp_path, "cold", 0.7), run_of(tmp_path, "warm", 0.7)
+    edit(two, lambda results: results["settings"].update(temperature=1.0), "results.json")
+    found = compare([Arm("cold", [one]), Arm("warm", [two])])
+    assert as_text(found).startswith("note: not asked alike: temperature is 0.6 and 1.0")
+
+
+def test_runs_without_a_common_problem_cannot_be_compared(tmp_path: Path) -> None:
+    one, two = run_of(tmp_path, "seed", 0.7), run_of(tmp_path, "weed", 0.7, seed=5)
+    with pytest.raises(DataError, match="no problem in common"):
+        compare([Arm("a", [one]), Arm("b", [two])])
+    unfinished = make_run(tmp_path, name="half", steps=("problems", "sample"))
+    with pytest.raises(DataError, match="was not evaluated"):
+        compare([Arm("a", [one]), Arm("b", [unfinished])])
+
+
+def test_arms_of_several_seeds_have_intervals_over_seeds(tmp_path: Path) -> None:
+    one = [run_of(tmp_path, f"{i}one", 0.3 + 0.02 * i) for i in range(3)]
+    two = [run_of(tmp_path, f"{i}two", 0.8 - 0.02 * i) for i in range(3)]
+    reference, other = compare([Arm("a", one), Arm("b", two)])["tasks"]["heldout"]["arms"]
+    assert reference["seed_deviation"] > 0
+    assert other["clear"]
+    assert other["p"] < 0.05
+    single = compare([Arm("a", one[:1]), Arm("b", two[:1])])["tasks"]["heldout"]["arms"][1]
+    assert single["seed_deviation"] is None
+
+
+def test_the_page_is_offline_and_hostile_names_stay_text(tmp_path: Path) -> None:
+    one, two = (run_of(tmp_path, name, 0.7, hostile=True) for name in ("evil", "vile"))
+    page = as_page(compare([Arm("evil", [one]), Arm(HOSTILE, [two])]))
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert "&lt;script" in page
+
+
+def test_what_is_written_is_valid_and_the_same_three_times(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, name, 0.7) for name in ("left", "rite")]
+    numbers = compare([Arm(run.name, [run]) for run in runs])
+    page = write_comparison(numbers, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written["tasks"]["heldout"]["problems"] == 40
+    assert page.read_text().count("<svg") == 2
+    assert "NaN" not in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = run_of(tmp_path, "verb", 0.9), run_of(tmp_path, "noun", 0.5)
+    assert main(["compare", one.name, "noun", "--runs", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "common problems" in printed
+    assert printed.strip().splitlines()[-1].startswith("page ")
+    assert main(["compare", one.name, one.name, "--runs", str(tmp_path)]) == 2
+    assert main(["compare", one.name, "--runs", str(tmp_path)]) == 2
+    assert two.is_dir()
+
+
+# -- ablations ----------------------------------------------------------------------------------
+
+
+def test_one_change_at_a_time_and_the_recipes_own_value_is_the_reference() -> None:
+    found = trials("pocket", ["select.by=random,shortest,longest", "train.epochs=1"], 3)
+    assert [t.label for t in found] == ["pocket", "select.by=shortest", "select.by=longest"]
+    assert [r.train.seed for r in found[0].recipes] == [0, 1, 2]
+    assert {r.train.epochs for t in found for r in t.recipes} == {1}
+    assert found[1].recipes[0].select.by == "shortest"
+
+
+def test_variants_and_lists_are_alternatives_too() -> None:
+    found = trials("pocket", ["variant=unfiltered,lora", "filters=[correct,format],[correct]"], 1)
+    assert [t.label for t in found][1:] == [
+        "unfiltered",
+        "lora",
+        "filters=[correct,format]",
+        "filters=[correct]",
+    ]
+    assert found[2].recipes[0].student.method == "lora"
+    assert [p.name for p in found[3].recipes[0].filters] == ["correct", "format"]
+    assert name_of(found) != name_of(found[:3])
+
+
+def test_an_ablation_that_varies_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="varies nothing"):
+        trials("pocket", ["train.epochs=1"], 1)
+    with pytest.raises(UsageError, match="recipe's own"):
+        trials("pocket", ["select.by=random,random"], 1)
+    with pytest.raises(UsageError, match="--seeds is 0"):
+        trials("pocket", ["select.by=random,shortest"], 0)
+
+
+def test_an_arm_that_fails_does_not_stop_the_others() -> None:
+    found = trials("pocket", ["train.epochs=1,3"], 2)
+    said: list[str] = []
+
+    def run(recipe: Recipe) -> Path:
+        if recipe.train.epochs == 1:
+            raise DistillError("no memory")
+        return Path(f"{recipe.train.epochs:g}-{recipe.train.seed}")
+
+    arms, failed = run_trials(found, run, said.append)
+    assert [(a.label, len(a.runs)) for a in arms] == [("pocket", 2), ("train.epochs=3", 2)]
+    assert failed == {"train.epochs=1": "no memory"}
+    assert any("5 of 6" in line for line in said)
