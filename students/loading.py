@@ -58,17 +58,17 @@ def prepare(student: Mapping[str, Any]) -> Prepared:
         config = transformers.AutoConfig.from_pretrained(entry.path, **where)
     except (OSError, ValueError) as error:
         raise missing(entry.base, error) from error
+    text = config.get_text_config()
+    rows = int(text.vocab_size)
+    _fits(tokenizer, rows, entry.base)
     name = student.get("template") or entry.template
     template = chat_template(student["base"], name, student.get("revision"))
     _require(needed_tokens(name), tokenizer, entry.base, name)
     set_special_tokens(tokenizer, entry, name)
     tokenizer.chat_template = template
     _set_positions(config, student)
-    text = config.get_text_config()
     # vLLM serves no more positions than the tokenizer says, and the base's may say fewer.
     tokenizer.model_max_length = int(text.max_position_embeddings)
-    rows = int(text.vocab_size)
-    _fits(tokenizer, rows, entry.base)
     spelled: dict[int, tuple[int, ...]] = {}
     new = [tokenizer.convert_tokens_to_ids(t) for t in entry.untrained if t in template]
     if student.get("think_tokens") == "tokens":
