@@ -102,6 +102,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
     )
     data = _data(source, ledger, recipe)
     found, lead = _evaluation(source)
+    source.notes += [{"step": "report", "note": line} for line in warnings(recipe)]
     missing = [step for step in _planned(recipe) if step not in source.steps]
     student = source.folder("merge", "train")
     numbers = {

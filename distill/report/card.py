@@ -21,12 +21,15 @@ from distill.report import data_tables, say, tables, words
 from distill.report.markdown import code_block, escape, facts, table
 from distill.report.write import Report
 from distill.step import DONE, write_atomically
+from distill.terms import HUB_LICENCES as HUB_LICENCES  # the data card takes it from here
+from distill.terms import base_licence, duties, hub_licence, terms_of, warnings
 
 BEGIN, END = "<!-- distill: results -->", "<!-- distill: end -->"
+TRAINING = {"true": "allowed", "false": "forbidden"}
 TAGS = ("distill", "reasoning", "distillation", "sft")
-HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "llama3.1", "llama3.3"}
 
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _OURS = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
 
 
@@ -93,9 +96,11 @@ def _front_matter(numbers: Mapping[str, Any]) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "base_model": numbers["base"],
     }
+    if found := hub_datasets(numbers["recipe"]):
+        front["datasets"] = found
     licence = base_licence(numbers["base"])
-    if licence.lower() in HUB_LICENCES:
-        front["license"] = licence.lower()
+    if word := hub_licence(licence):
+        front["license"] = word
     else:
         # The student inherits the terms of its base; the hub asks for a word all the same.
         front["license"] = "other"
@@ -103,14 +108,11 @@ def _front_matter(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return front
 
 
-def base_licence(base: str) -> str:
-    """The licence of a base's weights where the catalog knows it, else empty."""
-    from distill.models import student_entry
-
-    try:
-        return str(getattr(student_entry(base), "licence", "") or "")
-    except ModelError:
-        return ""
+def hub_datasets(recipe: Mapping[str, Any]) -> list[str]:
+    """Hub names of the data sets that problems or traces are from."""
+    sources = [*((recipe.get("problems") or {}).get("sources") or []), recipe.get("traces") or {}]
+    names = [str(source.get("dataset") or "") for source in sources]
+    return [name for name in dict.fromkeys(names) if _HUB_NAME.fullmatch(name)]
 
 
 def _model_index(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -140,7 +142,9 @@ def _first(numbers: Mapping[str, Any]) -> str:
 
 
 def _sections(numbers: Mapping[str, Any]) -> str:
+    recipe = numbers["recipe"]
     parts = [
+        *(f"> **WARNING**: {escape(line)}." for line in warnings(recipe)),
         "## Results",
         escape(say.headline(numbers)),
         escape(say.against_others(numbers["headline"])),
@@ -151,10 +155,33 @@ def _sections(numbers: Mapping[str, Any]) -> str:
         facts(tables.training_facts(numbers["training"])) or "Not recorded.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(numbers)),
+        "## Licences and terms",
+        facts(_terms(recipe)),
+        *(escape(line) for line in duties(recipe)),
         "## Make it again",
         code_block(shlex.join(numbers["command"])),
+        _whole(recipe),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _terms(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for terms in terms_of(recipe):
+        said = f"{terms.model}: {terms.licence}"
+        if terms.role == "teacher":
+            known = TRAINING.get(str(terms.allows_training).lower(), "not known")
+            said += f"; training other models on its outputs: {known}"
+        rows.append((terms.role, said))
+    return rows
+
+
+def _whole(recipe: Mapping[str, Any]) -> str:
+    """The resolved recipe, folded away: what the command line alone does not pin down."""
+    # JSON is YAML too, and lets what a page would take for a tag be written as an escape.
+    text = json.dumps(recipe, ensure_ascii=False, indent=1).replace("<", "\\u003c")
+    block = code_block(text, "json")
+    return f"<details><summary>The recipe, with every key</summary>\n\n{block}\n\n</details>"
 
 
 def _results(numbers: Mapping[str, Any]) -> list[str]:
