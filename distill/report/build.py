@@ -22,6 +22,7 @@ from distill.report.data_tables import left_out
 from distill.report.training import read_json, read_training, without_notes
 from distill.report.words import clean
 from distill.stages import stages_of
+from distill.terms import warnings
 
 log = logging.getLogger(__name__)
 
