@@ -24,6 +24,7 @@ from distill.names import check_names
 from distill.plan import plan_lines
 from distill.recipe import Recipe
 from distill.step import Done, Workspace, write_atomically
+from distill.terms import warn
 
 if TYPE_CHECKING:
     from distill.report import Report
@@ -94,6 +95,7 @@ def run(
             if done.step.name == "tasks":
                 if STAGES.index(until) >= STAGES.index("train"):
                     job.foresee_training()
+                warn(recipe)
                 for line in plan_lines(recipe, summary_of(first)):
                     say(line)
             if done.step.name == "select":
