@@ -7,23 +7,18 @@ checkpoint where it is; memory that does not suffice is an error that says what 
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from distill.errors import DistillError
 from distill.students import checkpoints, sharding
 from distill.students.trainer import UpdateTrainer
 from distill.students.validation import Validation
-
-log = logging.getLogger(__name__)
-
-NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class SavingTrainer(UpdateTrainer):
@@ -80,14 +75,18 @@ class SavingTrainer(UpdateTrainer):
             if self.args.should_save:
                 checkpoints.seal(path, step, **self._told())
                 checkpoints.prune(path.parent, self.keep, self._best())
-        except (OSError, RuntimeError, ValueError) as error:
-            if not _no_space(error):
+        except (OSError, RuntimeError, CheckpointException) as error:
+            # torch's writers turn a full disk into errors of their own, which do not name it.
+            own = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+            if isinstance(error, RuntimeError) and not own:
                 raise
             if self.args.should_save:
                 shutil.rmtree(path, ignore_errors=True)
+            free = shutil.disk_usage(path.parent).free / 1e9
             raise DistillError(
-                f"no space for the checkpoint of update {step} in {path.parent}",
-                "the last complete checkpoint is kept: make room and start the same command again",
+                f"the checkpoint of update {step} could not be written to {path.parent}, where "
+                f"{free:.2f} GB are free: {_last_line(error)}",
+                "the last complete one is kept: make room and start the same command again",
             ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -142,9 +141,8 @@ def memory(what: str, setting: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DistillError(
-            f"out of memory {what} ({setting}): {said[:200]}",
+            f"out of memory {what} ({setting}): {_last_line(error)}",
             "lower train.micro_batch_tokens or max_length, set gradient_checkpointing: true, use "
             "more processes with shard: fsdp (and offload: true), or method: lora or qlora; "
             "the same command goes on from the last checkpoint",
@@ -159,16 +157,9 @@ def out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in said or "CUDA out of memory" in said
 
 
-def _no_space(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in NO_SPACE:
-            return True
-        said = str(seen)
-        if "No space left" in said or "File too large" in said or "Disk quota" in said:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _some(lengths: list[int], most: int = 8) -> str:

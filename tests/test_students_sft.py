@@ -180,7 +180,7 @@ def test_student_is_a_complete_model_folder(tmp_path: Path, base: Path, data: Pa
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[0].keys() == {
         "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second",
-        "seconds",
+        "peak_memory", "seconds",
     }  # fmt: skip
     report = json.loads((out / "preflight.json").read_text())
     assert report["failed"] == 0
