@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import UsageError
 from distill.students import sharding
 from distill.students.hardware import Hardware
 
@@ -18,13 +16,6 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
     from trl import SFTConfig
 
     train = job.train
-    trackers = list(train.get("trackers") or [])
-    for name in trackers:
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(
-                f"train.trackers: [{name}] needs the package '{name}', which is not installed",
-                f"pip install {name}",
-            )
     options: dict[str, Any] = {}
     if on.device == "cpu":
         options |= {"use_cpu": True}
@@ -52,7 +43,7 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=int(train.get("save_every") or 100),
-        report_to=trackers or "none",
+        report_to="none",
         seed=job.seed % 2**32,
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DataError, UsageError
-from distill.students import checkpoints, data, export, keeping, saving, sharding, weights
+from distill.students import checkpoints, data, export, keeping, saving, sharding, trackers, weights
 from distill.students.arguments import arguments
 from distill.students.hardware import Hardware, hardware, layout_of
 from distill.students.loading import Prepared
+from distill.students.metering import Meter
 from distill.students.validation import Validation
 
 if TYPE_CHECKING:
@@ -46,7 +47,13 @@ def _fit(job: Job, prepared: Prepared) -> None:
         "world": on.world,
     }
     progress = Progress(
-        job.out / "log.jsonl", len(rows), int(train["batch_size"]), resume.step, log=on.rank == 0
+        job.out / "log.jsonl",
+        len(rows),
+        int(train["batch_size"]),
+        resume.step,
+        log=on.rank == 0,
+        meter=Meter.of(prepared.entry.arch, job.config["student"], train, on),
+        trackers=trackers.start(job) if on.rank == 0 else [],
     )
     set_seed(job.seed % 2**32)  # adapters start at random
     updates = Updates(rows, planned[: resume.told.get("stopped")], **common)
@@ -62,6 +69,7 @@ def _fit(job: Job, prepared: Prepared) -> None:
         "layout": common["layout"],
         "shard": train.get("shard", "none") if on.world > 1 else "none",
         "tokens_per_second": round(progress.tokens_per_second, 1),
+        **progress.told(),
         "train_seconds": round(time.monotonic() - progress.started, 2),
         "final_loss": progress.last_loss,
         "validation_examples": held,
