@@ -96,9 +96,15 @@ class Recipe(Section):
         return recipe
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """A recipe from a plain dict, as a library call or `run.json` has it."""
-        return cls._parse(dict(data), str(data.get("name", "recipe")))
+    def from_dict(cls, data: Mapping[str, Any], folder: Path | None = None) -> Recipe:
+        """A recipe from a plain dict, as a library call or `run.json` has it.
+
+        Its relative paths start in `folder`; without one in the current folder.
+        """
+        recipe = cls._parse(dict(data), str(data.get("name", "recipe")))
+        if folder is not None:
+            recipe._path = folder / f"{recipe.name}.yaml"
+        return recipe
 
     @classmethod
     def _parse(cls, data: dict[str, Any], where: str) -> Recipe:
