@@ -22,7 +22,9 @@ TEMPLATES = HERE / "templates"
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """Sizes of a decoder with grouped-query attention and a gated MLP (Llama, Qwen, Mistral)."""
+    """Sizes of a decoder with grouped-query attention and a gated MLP (Llama, Qwen, Mistral).
+
+    `norms` are the norms of a layer that are as wide as its input (Gemma has four)."""
 
     hidden: int
     layers: int
@@ -34,6 +36,7 @@ class Arch:
     head_dim: int = 0
     qkv_bias: bool = False
     qk_norm: bool = False
+    norms: int = 2
 
     @property
     def params(self) -> int:
@@ -41,7 +44,8 @@ class Arch:
         h, dim = self.hidden, self.head_dim or self.hidden // self.heads
         q, kv = self.heads * dim, self.kv_heads * dim
         attention = h * q + 2 * h * kv + q * h + (q + 2 * kv if self.qkv_bias else 0)
-        layer = attention + 3 * h * self.intermediate + 2 * h + (2 * dim if self.qk_norm else 0)
+        norms = self.norms * h + (2 * dim if self.qk_norm else 0)
+        layer = attention + 3 * h * self.intermediate + norms
         return self.vocab * h * (1 if self.tied else 2) + self.layers * layer + h
 
 
@@ -63,6 +67,7 @@ class Entry:
     rope_theta: float | None = None
     untrained: tuple[str, ...] = ()
     adds_bos: bool = False
+    bos: str = ""
     known: bool = field(default=False)
     copy_of: str = ""
 
@@ -131,7 +136,7 @@ def chat_template(base: str, template: str = "", revision: str | None = None) ->
         )
     text = path.read_text(encoding="utf-8")
     # A tokenizer that puts BOS before every text would also do so in front of this prompt.
-    if entry.adds_bos and "bos_token" not in text:
+    if entry.adds_bos and "bos_token" not in text and (not entry.bos or entry.bos not in text):
         text = "{{- bos_token -}}\n" + text
     return text
 
@@ -219,6 +224,7 @@ def _from_files(base: str, folder: Path, known: Mapping[str, Any] | None = None)
         positions=text.get("max_position_embeddings"),
         rope_theta=rope.get("rope_theta", text.get("rope_theta")),
         adds_bos=_adds_bos(folder),
+        bos=_bos(folder),
         known=bool(known),
     )
     original = _original(entry, text.get("eos_token_id"))
@@ -250,8 +256,8 @@ def _family(config: Mapping[str, Any], vocabulary: set[str]) -> tuple[str, Mappi
     return "", {}
 
 
-def _kinds(family: Mapping[str, Any]) -> dict[str, bool]:
-    return {k: bool(family.get(k)) for k in ("qkv_bias", "qk_norm")}
+def _kinds(family: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: family[k] for k in ("qkv_bias", "qk_norm", "norms") if k in family}
 
 
 def _arch(config: Mapping[str, Any]) -> Arch | None:
@@ -260,6 +266,7 @@ def _arch(config: Mapping[str, Any]) -> Arch | None:
         for f in _data()["families"].values()
         if f["match"]["model_type"] == config.get("model_type")
     ]
+    own: Mapping[str, Any] = same[0] if same else {}
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         head_dim = config.get("head_dim") or 0
@@ -270,10 +277,10 @@ def _arch(config: Mapping[str, Any]) -> Arch | None:
             kv_heads=config.get("num_key_value_heads") or heads,
             intermediate=config["intermediate_size"],
             vocab=config["vocab_size"],
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", own.get("tied", False))),
             # Whether the usual size is written down depends on the library that saved it.
             head_dim=0 if head_dim * heads == hidden else head_dim,
-            **_kinds(same[0] if same else {}),
+            **_kinds(own),
         )
     except KeyError:  # an architecture with other words: the planner does without
         return None
@@ -293,6 +300,11 @@ def _added_tokens(folder: Path) -> set[str]:
     listed = _json(folder / "tokenizer.json").get("added_tokens") or []
     decoder = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     return {t["content"] for t in [*listed, *decoder.values()]}
+
+
+def _bos(folder: Path) -> str:
+    bos = _json(folder / "tokenizer_config.json").get("bos_token") or ""
+    return str(bos.get("content", "") if isinstance(bos, dict) else bos)
 
 
 def _adds_bos(folder: Path) -> bool:

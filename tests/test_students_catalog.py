@@ -17,7 +17,20 @@ PUBLISHED = {
     "Qwen/Qwen2.5-Math-7B": 7_615_616_512,
     "Qwen/Qwen2.5-14B": 14_770_033_664,
     "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
     "Qwen/Qwen3-8B-Base": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-3-1b-it": 999_885_952,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
@@ -37,7 +50,7 @@ def test_math_bases_have_4096_positions() -> None:
     assert catalog.find("Qwen/Qwen2.5-Math-7B").rope_theta == 10000
 
 
-@pytest.mark.parametrize("name", ["chatml-r1", "llama3-r1", "plain", "plain-r1"])
+@pytest.mark.parametrize("name", catalog._data()["templates"])
 def test_declared_prefill_is_what_the_template_renders(name: str) -> None:
     text = (catalog.TEMPLATES / f"{name}.jinja").read_text()
     declared = catalog._data()["templates"][name]["prefill"]
@@ -128,7 +141,7 @@ def test_what_only_looks_like_the_base_has_its_rows_trained(
 def test_arch_of_a_folder_counts_the_real_weights(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    for kind in ("llama", "qwen2", "qwen3"):
+    for kind in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "smollm3"):
         folder = tiny_students.base(tmp_path / kind, kind, head_dim=8)
         arch = catalog.find(str(folder)).arch
         assert arch is not None
@@ -139,7 +152,7 @@ def test_arch_of_a_folder_counts_the_real_weights(tmp_path: Path) -> None:
 def test_missing_models_say_what_to_do() -> None:
     with pytest.raises(ModelError, match="no model at"):
         catalog.find("./nowhere")
-    with pytest.raises(ModelError, match="no template 'chatml'"):
+    with pytest.raises(ModelError, match=r"did you mean 'chatml-r1'\?"):
         catalog.chat_template("Qwen/Qwen2.5-7B", "chatml")
 
 
@@ -158,6 +171,17 @@ def test_tokenizer_that_adds_bos_gets_it_in_the_prompt(tmp_path: Path) -> None:
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True}))
     assert catalog.chat_template(str(folder)) == "{{- bos_token -}}\n" + before
+
+
+def test_bos_that_a_template_spells_out_is_not_put_before_it(tmp_path: Path) -> None:
+    folder = tiny_students.base(
+        tmp_path / "base", "llama", tiny_students.LLAMA3, {"bos_token": "<|begin_of_text|>"}
+    )
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True}))
+    own = tmp_path / "mine.jinja"
+    own.write_text("<|begin_of_text|>{{ messages[0]['content'] }}")
+    assert catalog.chat_template(str(folder), str(own)) == own.read_text()
 
 
 def test_own_template_file(tmp_path: Path) -> None:
