@@ -22,10 +22,11 @@ VERBS = {
     "train": ("distill.commands.run", "run a recipe up to its trained student"),
     "evaluate": ("distill.commands.run", "run a recipe up to base against student"),
     "report": ("distill.commands.run", "write the report of a RUN again"),
-    "plan": ("distill.commands.plan", "say what a recipe will ask for: samples, tokens, money"),
+    "plan": ("distill.commands.plan", "say what a recipe will ask for: memory, hours, money"),
     "check": ("distill.commands.check", "say what a recipe lacks here: extras, models, data, keys"),
     "compare": ("distill.commands.compare", "say what differs between RUNs, in recipe and results"),
     "ablate": ("distill.commands.compare", "run a recipe once for each of key=a,b,c, and compare"),
+    "reproduce": ("distill.commands.reproduce", "check a RUN's files, make it again, and compare"),
     "show": ("distill.commands.look", "print a recipe resolved, with the origin of each value"),
     "ls": ("distill.commands.look", "list recipes, or runs with --runs"),
     "cp": ("distill.commands.look", "copy a recipe to edit: distill cp 1.5b mine.yaml"),
@@ -78,12 +79,14 @@ def parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--dtype", choices=DTYPES, help="`export`: of safetensors and gguf")
     make.add_argument("--what", choices=PARTS, default="model", help="`push`: which part of RUN")
-    make.add_argument("--dry-run", action="store_true", help="`push`: only say what would go")
+    make.add_argument("--dry-run", action="store_true", help="`push`, `reproduce`: only look")
     make.add_argument("--public", action="store_true", help="`push`: for everyone to see")
     make.add_argument("--json", action="store_true", help="machine-readable output")
     make.add_argument("--explain", action="store_true", help="`filter`: what each one dropped")
     make.add_argument("--rehearse", action="store_true", help="few problems, full lengths, no run")
     make.add_argument("--from", dest="source", metavar="RUN", help="`plan`: its pass rates")
+    make.add_argument("--on", metavar="MACHINES", help="`plan`: such as 1x24,8x80,2x8xH100")
+    make.add_argument("--mfu", type=float, metavar="X", help="`plan`: utilisation, such as 0.4")
     make.add_argument("--tokens-per-second", type=float, metavar="X", help="`plan`: says hours")
     make.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="`ablate`: trainings of each"

@@ -1,4 +1,4 @@
-"""Sampling of a plan as lines of text."""
+"""Sampling of a plan as lines of text, and numbers as a plan says them: three digits."""
 
 from __future__ import annotations
 
@@ -93,3 +93,20 @@ def selection_lines(recipe: Recipe) -> list[str]:
     if select.by == "judge" and not any(p.name == "judge" for p in recipe.grading.graders):
         found.append("note: select.by is judge, and no judge is among grading.graders")
     return found
+
+
+def size(number: float | None) -> str:
+    """Three digits of a number: 1,230 or 45,600; small ones as they are."""
+    if number is None:
+        return "?"
+    return f"{number:,.0f}" if number < 1000 else _about(round(number))
+
+
+def short(number: float | None) -> str:
+    """A large number by its unit: 7.62 B, 323 M, 4.71 T."""
+    if number is None:
+        return "?"
+    for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor * 0.9995:
+            return f"{float(f'{number / factor:.3g}'):g} {unit}"
+    return f"{number:,.0f}"

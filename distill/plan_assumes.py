@@ -1,0 +1,53 @@
+"""Every assumption of a plan, once and in words."""
+
+from __future__ import annotations
+
+from distill.plan import Plan
+from distill.plan_machines import assumed
+from distill.plan_models import Served
+from distill.plan_search import MARGIN
+from distill.plan_serving import SPREAD
+
+
+def assumptions(plan: Plan) -> list[str]:
+    """What the numbers of this plan rest on; what it does not use is left out."""
+    found = []
+    machines = list(dict.fromkeys(a.machine for a in plan.answers))
+    gpus = {m.gpu.name: m.gpu for m in machines}
+    if machines:
+        each = ", ".join(
+            f"{g.memory:.0f} GB = {g.name} ({g.flops / 1e12:.0f} bf16 TFLOP/s, "
+            f"{g.bandwidth / 1e9:,.0f} GB/s, {g.price:.2f} USD an hour)"
+            for g in gpus.values()
+        )
+        found.append(f"machines: {each}; prices change, see distill/hardware.yaml")
+    if plan.student.arch is not None:
+        mfu = plan.mfu or assumed("mfu")
+        found += [
+            f"MFU {mfu:.0%} for full training with gradient checkpointing (--mfu), all else at the "
+            "same rate of work; flash attention, all examples packed by their lengths",
+            f"a setting is suggested if {MARGIN:.0%} of the GPU stay free; memory is that of an "
+            "example of max_length tokens",
+        ]
+    basis = plan.basis
+    measured = "as the run's" if basis.lengths else f"lognormal, sigma {SPREAD:g}"
+    found.append(f"{basis.sample_tokens:,.0f} tokens a trace ({basis.said}), lengths {measured}")
+    if any(a.teacher or a.student for a in plan.answers):
+        found.append(
+            f"serving by vLLM on the whole machine: {assumed('serving_memory'):.0%} of the memory, "
+            f"bf16 cache, at most {assumed('serving_batch'):.0f} requests a server, decoding at "
+            f"{assumed('decode_bandwidth'):.0%} of the bandwidth, 10% less at each doubling of the "
+            "GPUs of a server, no time for the last long answers"
+        )
+    if isinstance(plan.teacher, Served) and plan.teacher.active < plan.teacher.params:
+        found.append("a mixture of experts is served without expert parallelism")
+    if plan.tokens_per_second:
+        found.append(f"the teacher's {plan.tokens_per_second:,.0f} tokens/s are as given")
+    if plan.asked.samples:
+        found.append("base and student answer at the teacher's length")
+        if plan.recipe.evaluate.engine != "vllm":
+            found.append(
+                f"evaluate.engine={plan.recipe.evaluate.engine} is slower than the vLLM planned "
+                "here (evaluate.engine=vllm evaluate.replicas=auto)"
+            )
+    return found

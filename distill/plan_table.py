@@ -1,0 +1,232 @@
+"""A whole plan as text of at most 100 columns: what `distill plan` prints."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+
+from distill.plan import Answers, Plan, Training
+from distill.plan_assumes import assumptions
+from distill.plan_hardware import hardware_line
+from distill.plan_models import Served
+from distill.plan_search import Found
+from distill.plan_training import PARTS, trainable
+from distill.plan_words import sampling_lines, selection_lines, short, size
+
+WIDTH = 96
+LEFT = 10
+Paint = Callable[[str, str], str]
+"""`paint("good" | "bad" | "dim", text)`: the text in that colour, or as it is."""
+HEADS = ("weights", "grads", "Adam", "activ.", "logits", "other")
+NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def plain(_: str, text: str) -> str:
+    """No colours."""
+    return text
+
+
+def table(plan: Plan, paint: Paint = plain) -> str:
+    """The plan as text."""
+    recipe = plan.recipe
+    variant = f" (variant={recipe.variant})" if recipe.variant else ""
+    lines = [f"plan      {recipe.name}{variant}", ""]
+    lines += _student(plan)
+    for stage in plan.data:
+        lines += ["", *_training(plan, stage, paint)]
+    lines += ["", *_sampling(plan)]
+    lines += _evaluation(plan)
+    if any(a.teacher or a.student or a.sampling_hours for a in plan.answers):
+        lines += ["", *_answers(plan, paint)]
+    lines += ["", *_disk(plan)]
+    if line := hardware_line(plan):
+        lines += _filled("hardware", line)
+    lines += ["", *_filled("assumes", "; ".join(assumptions(plan)))]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _filled(head: str, text: str) -> list[str]:
+    body = textwrap.wrap(text, WIDTH - LEFT, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"{head if n == 0 else '':<{LEFT}}{line}" for n, line in enumerate(body)]
+
+
+def _student(plan: Plan) -> list[str]:
+    student = plan.student
+    if student.arch is None:
+        return _filled("student", f"{student.name}: {student.why}")
+    train = plan.recipe.train.model_dump(mode="json")
+    adapter = trainable(student.arch, "lora", train)
+    said = (
+        f"{student.name}: {short(student.params)} parameters; full training changes all of them, "
+        f"LoRA of rank {train['lora']['rank']} adds {short(adapter)}"
+    )
+    return _filled("student", said)
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+def _training(plan: Plan, stage: str, paint: Paint) -> list[str]:
+    rows = [t for t in plan.trainings if t.stage == stage]
+    lines = _data(plan, stage)
+    if rows[0].own is None:
+        return [*lines, *_filled("training", "memory and hours are unknown without its sizes")]
+    numbers = "".join(f"{head:>8}" for head in HEADS)
+    lines += [
+        "",
+        f"{'training':<{LEFT}}{'':<14}GiB of one GPU{'':<36}{'':>5}{'the whole machine':>20}",
+        f"{'machine':<{LEFT}}{'method':<14}{numbers}{'sum':>7}{'free':>6}{'hours':>8}{'USD':>9}",
+    ]
+    for row in rows:
+        lines += _machine(row, paint)
+    return lines
+
+
+def _data(plan: Plan, stage: str) -> list[str]:
+    whole = plan.data[stage]
+    train = (
+        next(t.own.train for t in plan.trainings if t.stage == stage and t.own)
+        if any(t.own for t in plan.trainings)
+        else plan.recipe.train.model_dump(mode="json")
+    )
+    data = whole.within(train["max_length"])
+    head = f"data {stage}".strip()
+    if data.examples is None:
+        return _filled(head, "the number of examples is unknown: the sources do not say their rows")
+    said = f"{size(data.examples)} examples of {size(data.mean)} tokens on average ({data.said})"
+    if data.too_long:
+        said += f"; {data.too_long:.0%} are longer than {train['max_length']:,} and left out"
+    updates, tokens = data.updates(train), data.tokens(train)
+    said += (
+        f"; {train['epochs']:g} epochs of batch {train['batch_size']} = {size(updates)} updates, "
+        f"{short(tokens)} tokens"
+    )
+    return _filled(head, said)
+
+
+def _machine(row: Training, paint: Paint) -> Iterator[str]:
+    own, label = row.own, row.machine.label
+    if own is None or row.best is None:
+        return
+    yield from _row(label, f"recipe: {NAMES[own.trained.method]}", own, paint)
+    for method, found in row.best.items():
+        if method == own.trained.method and not found.overrides:
+            continue
+        yield from _row("", NAMES[method], found, paint)
+
+
+def _row(label: str, name: str, found: Found, paint: Paint) -> Iterator[str]:
+    trained = found.trained
+    parts = trained.parts
+    other = parts["buffers"] + parts["other"]
+    shown = [parts[part] for part in PARTS if part != "buffers"] + [other]
+    numbers = "".join(f"{_gib(value):>8}" for value in shown) + f"{_gib(trained.needed):>7}"
+    start = f"{label:<{LEFT}}{name:<14}"
+    if not trained.fits:
+        yield start + paint("dim", numbers) + "  " + paint("bad", _why(found))
+        return
+    free = f"{trained.free:.0%}".rjust(6)
+    took = f"{_number(trained.hours):>8}{_number(trained.money):>9}"
+    yield start + numbers + paint("good" if trained.free >= 0.05 else "bad", free) + took
+    told = " ".join(found.overrides)
+    if found.compromise:
+        told += f"   ({found.compromise})"
+    for line in textwrap.wrap(told, WIDTH - LEFT - 2, break_on_hyphens=False):
+        yield " " * (LEFT + 2) + paint("dim", line)
+
+
+def _why(found: Found) -> str:
+    short = found.trained.short
+    if found.overrides and short.startswith("needs") and "host" not in short:
+        short += f" at {found.train['max_length']:,} tokens"
+    return short
+
+
+def _gib(value: float) -> str:
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "?"
+    if value < 0.1:
+        return "under .1"
+    return f"{value:.1f}" if value < 9.95 else size(value)
+
+
+# -- sampling, evaluation, disk ------------------------------------------------------------------
+
+
+def _sampling(plan: Plan) -> list[str]:
+    recipe = plan.recipe
+    if recipe.traces is not None:
+        lines = ["starts from published traces: nothing is sampled"]
+    else:
+        lines = sampling_lines(recipe, plan.problems, plan.basis, plan.tokens_per_second)
+        if not isinstance(plan.teacher, Served):
+            lines.append(plan.teacher)
+    lines += selection_lines(recipe)
+    found: list[str] = []
+    for line in lines:
+        found += _filled("" if found else "sampling", line)
+    return found
+
+
+def _evaluation(plan: Plan) -> list[str]:
+    asked = plan.asked
+    said = (
+        f"{asked.problems:,} problems, {asked.samples:,} samples for each of {len(asked.models)} "
+        f"models ({', '.join(asked.models)}): about {short(asked.tokens * len(asked.models))} "
+        f"tokens, at most {short(asked.most * len(asked.models))}"
+    )
+    if asked.unknown:
+        said += f"; not counted, their sizes are unknown here: {', '.join(asked.unknown)}"
+    return _filled("evaluation", said)
+
+
+def _answers(plan: Plan, paint: Paint) -> Iterator[str]:
+    yield (
+        f"{'serving':<{LEFT}}{'GPUs x':>8}{'requests':>10}{'weights':>9}{'KV cache':>10}"
+        f"{'tokens/s':>10}{'hours':>9}{'USD':>10}"
+    )
+    yield (
+        f"{'machine':<{LEFT}}{'servers':>8}{'at once':>10}{'GiB per GPU':>15}{'':>4}{'of all':>10}"
+    )
+    for row in plan.answers:
+        if row.teacher is not None:
+            yield from _served(row.machine.label, "teacher", row, paint)
+        elif row.sampling_hours is not None:
+            yield f"{row.machine.label:<{LEFT}}teacher: {_number(row.sampling_hours)} hours"
+        if row.student is not None:
+            yield from _served(row.machine.label, "student", row, paint)
+
+
+def _served(label: str, who: str, row: Answers, paint: Paint) -> Iterator[str]:
+    serving = row.teacher if who == "teacher" else row.student
+    hours = row.sampling_hours if who == "teacher" else row.evaluation_hours
+    assert serving is not None
+    if serving.short:
+        said = f"{who} does not fit: {serving.short}"
+        yield f"{label:<{LEFT}}{paint('bad', said)}"
+        return
+    money = None if hours is None else hours * row.machine.price
+    yield (
+        f"{label:<{LEFT}}{f'{serving.split}x{serving.replicas}':>8}{serving.batch:>10}"
+        f"{_gib(serving.weights):>9}{_gib(serving.cache):>10}{size(serving.tokens_per_second):>10}"
+        f"{_number(hours):>9}{_number(money):>10}  {who}"
+    )
+
+
+def _disk(plan: Plan) -> list[str]:
+    parts = [f"{name} {_gb(value)}" for name, value in plan.disk.items()]
+    total = sum(plan.disk.values())
+    lines = _filled("disk", f"about {_gb(total)} GB at most: {', '.join(parts)}" if parts else "?")
+    hosts = [t.own.trained.host for t in plan.trainings if t.own is not None]
+    if hosts:
+        said = f"about {_gb(max(hosts))} GB of a node's memory while weights are read or merged"
+        lines += _filled("host", said)
+    return lines
+
+
+def _gb(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else size(value)
