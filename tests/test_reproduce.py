@@ -1,0 +1,100 @@
+"""A run is checked, made again, and compared: what is the same, what differs, what cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill import run
+from distill.cli import main
+from distill.errors import UsageError
+from distill.recipe import Recipe
+from distill.reproduce import again, against, check
+from tests.make_run import ROLES, make_run
+from tests.test_pipeline import Counting, recipe_of
+
+TEACHER = """
+from tests.test_pipeline import Counting
+class Own(Counting):
+    version = "1"
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A run up to its training set, by a teacher that a recipe can name."""
+    (tmp_path / "own.py").write_text(TEACHER)
+    recipe = recipe_of(tmp_path, teacher={"engine": f"{tmp_path}/own.py:Own"})
+    return run(recipe, until="select", runs=tmp_path / "runs").path.parent
+
+
+def test_a_run_comes_out_the_same(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = str(made.parent)
+    assert main(["reproduce", made.name, "--runs", runs]) == 0
+    printed = capsys.readouterr().out
+    assert "all as recorded" in printed
+    assert "nothing: same code, versions and machine" in printed
+    assert "verdict    reproduced" in printed
+    found = against(made, next((made.parent / f"reproduce-{made.name}").glob("tiny-*")))
+    assert found.identical
+    assert {"problems", "grade", "filter", "select"} <= set(found.same)
+
+
+def test_it_verifies_on_another_machine_and_says_what_is_other(made: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.move(made.parent, moved)
+    recorded = json.loads((moved / made.name / "manifest.json").read_text())
+    recorded["packages"]["numpy"], recorded["machine"]["cores"] = "0.1", 1024
+    (moved / made.name / "manifest.json").write_text(json.dumps(recorded))
+    found = check(moved / made.name)
+    assert found.files > 8
+    assert not found.damaged
+    assert any(line.startswith("numpy: 0.1 -> ") for line in found.differs)
+    assert any(line.startswith("cores: 1024 -> ") for line in found.differs)
+
+
+def test_a_changed_byte_and_a_lost_file_are_found(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = (made.parent / "steps").glob("select-*")
+    data = folder / "dataset.jsonl"
+    data.write_bytes(data.read_bytes().replace(b"Add", b"add", 1))
+    (next((made.parent / "steps").glob("grade-*")) / "grades.jsonl").unlink()
+    damaged = check(made).damaged
+    assert any(line.endswith("dataset.jsonl was changed") for line in damaged)
+    assert any(line.endswith("grades.jsonl is gone") for line in damaged)
+    assert main(["reproduce", made.name, "--runs", str(made.parent), "--dry-run"]) == 1
+    assert "2 of " in capsys.readouterr().out
+
+
+def test_another_version_of_the_code_is_said(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("distill.job").job.VERSIONS, "grade", "99")
+    assert any(line.startswith("code of grade: version") for line in check(made).differs)
+
+
+def test_a_run_by_objects_is_checked_and_not_made_again(tmp_path: Path) -> None:
+    recipe: Recipe = recipe_of(tmp_path)
+    made = run(recipe, teacher=Counting(), until="grade", runs=tmp_path / "runs").path.parent
+    assert check(made).impossible == [
+        "its teacher was an object of a program (Counting), which no recipe names"
+    ]
+    with pytest.raises(UsageError, match="cannot be made again"):
+        again(made, tmp_path / "again")
+
+
+def test_a_run_is_never_made_again_on_top_of_itself(made: Path) -> None:
+    with pytest.raises(UsageError, match="holds the run itself"):
+        again(made, made.parent)
+
+
+def test_results_that_differ_by_chance_agree_and_others_do_not(tmp_path: Path) -> None:
+    def result(name: str, student: float) -> Path:
+        return make_run(tmp_path, name=name, roles={**ROLES, "student": student}, problems=160)
+
+    one, alike, other = result("once", 0.7), result("like", 0.7), result("else", 0.2)
+    assert not against(one, alike).identical
+    assert against(one, alike).agrees
+    assert not against(one, other).agrees
