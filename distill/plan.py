@@ -95,7 +95,8 @@ def make_plan(
         for one in _trainings(stage, student.arch, on, data[stage.name], mfu)
     ]
     asked = asked_of(recipe, count, basis)
-    speed = tokens_per_second or basis.speed
+    known = basis.teacher and basis.teacher == recipe.teacher.model
+    speed = tokens_per_second or (basis.speed if known else None)
     answers = [
         _answers(recipe, basis, machine, sampling, teacher, student, asked, speed) for machine in on
     ]

@@ -33,8 +33,8 @@ SIMULATED = 4000
 class Basis:
     """What is assumed of the problems: a Beta of pass rates, and tokens per sample.
 
-    `lengths` are those of some correct traces, prompts included, where an earlier run has them, and
-    `speed` its tokens per second.
+    Of an earlier run also `lengths`, equally likely ones of correct traces with their prompts, and
+    `speed`, the tokens per second with which it sampled `teacher`.
     """
 
     mix: Prior
@@ -42,11 +42,13 @@ class Basis:
     said: str
     lengths: tuple[int, ...] = ()
     speed: float | None = None
+    teacher: str = ""
 
     @classmethod
     def of_run(cls, run: Path) -> Basis:
         """As an earlier run's grades have it, whatever policy its samples were bought with."""
-        steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"]
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        steps = record["steps"]
         bought = steps.get("sample") or steps.get("import")
         if not bought or "grade" not in steps:
             raise UsageError(
@@ -54,18 +56,48 @@ class Basis:
                 "name a run that went as far as `distill grade`",
             )
         tries: Counter[str] = Counter()
-        correct: Counter[str] = Counter()
+        correct: set[tuple[str, int]] = set()
         for row in read_jsonl(run.parent / steps["grade"]["folder"] / "grades.jsonl"):
             if row["outcome"] != "ungraded":
                 tries[row["problem_id"]] += 1
-                correct[row["problem_id"]] += row["outcome"] == "correct"
-        traces = run.parent / bought["folder"] / "traces.jsonl"
-        lengths = [row.get("completion_tokens", 0) for row in read_jsonl(traces)]
-        if not tries or not sum(lengths):
+                if row["outcome"] == "correct":
+                    correct.add((row["problem_id"], row["index"]))
+        folder = run.parent / bought["folder"]
+        tokens, lengths = _trace_lengths(folder / "traces.jsonl", correct)
+        if not tries or not sum(tokens):
             raise UsageError(f"{run.name} has no graded traces with token counts to plan from")
-        said = f"the {len(tries):,} problems of {run.name}"
-        mix = simulate.fitted((n, correct[problem]) for problem, n in tries.items())
-        return cls(mix, sum(lengths) / len(lengths), said)
+        solved = Counter(problem for problem, _ in correct)
+        mix = simulate.fitted((n, solved[problem]) for problem, n in tries.items())
+        return cls(
+            mix,
+            sum(tokens) / len(tokens),
+            f"the {len(tries):,} problems of {run.name}",
+            lengths,
+            _speed(folder / "summary.json"),
+            str(record.get("recipe", {}).get("teacher", {}).get("model", "")),
+        )
+
+
+def _trace_lengths(path: Path, correct: set[tuple[str, int]]) -> tuple[list[int], tuple[int, ...]]:
+    """Completion tokens of all traces, and some whole lengths of the correct ones."""
+    tokens, whole = [], []
+    for row in read_jsonl(path):
+        completion = row.get("completion_tokens", 0)
+        tokens.append(completion)
+        if completion and (row["problem_id"], row["index"]) in correct:
+            whole.append(completion + row.get("prompt_tokens", 0))
+    whole.sort()
+    picked = [whole[round(i * (len(whole) - 1) / 63)] for i in range(64)] if whole else []
+    return tokens, tuple(picked)
+
+
+def _speed(path: Path) -> float | None:
+    """The tokens per second that a sample step measured; None where it bought nothing."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return float(told["tokens_per_second"]) or None if told.get("bought") else None
 
 
 @dataclass(frozen=True, slots=True)

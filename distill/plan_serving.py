@@ -72,10 +72,7 @@ def _split(
     replicas = machine.total // split
     weights = model.weights / split / GIB
     if room < needed:
-        short = (
-            f"{weights:,.0f} GiB of weights and {needed / GIB:,.1f} of KV cache for one request "
-            f"on each GPU of {gpu.memory:.0f}"
-        )
+        short = f"{weights:,.0f} GiB of weights and {needed / GIB:,.1f} of KV cache on each GPU"
         return Serving(machine.label, split, replicas, 0, weights, needed / GIB, 0.0, short)
     batch = max(1, min(int(assumed("serving_batch")), int(room / (context * model.cache / share))))
     # Of a mixture of experts a batch reads those that any of its tokens chose.

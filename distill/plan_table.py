@@ -9,12 +9,13 @@ from distill.plan import Answers, Plan, Training
 from distill.plan_assumes import assumptions
 from distill.plan_hardware import hardware_line
 from distill.plan_models import Served
-from distill.plan_search import Found
-from distill.plan_training import PARTS, trainable
+from distill.plan_search import MARGIN, Found
+from distill.plan_training import PARTS, flops_of, processes, trainable
 from distill.plan_words import sampling_lines, selection_lines, short, size
+from distill.stages import stages_of
 
 WIDTH = 96
-LEFT = 10
+LEFT = 11
 Paint = Callable[[str, str], str]
 """`paint("good" | "bad" | "dim", text)`: the text in that colour, or as it is."""
 HEADS = ("weights", "grads", "Adam", "activ.", "logits", "other")
@@ -30,7 +31,7 @@ def table(plan: Plan, paint: Paint = plain) -> str:
     """The plan as text."""
     recipe = plan.recipe
     variant = f" (variant={recipe.variant})" if recipe.variant else ""
-    lines = [f"plan      {recipe.name}{variant}", ""]
+    lines = [*_filled("plan", f"{recipe.name}{variant}"), ""]
     lines += _student(plan)
     for stage in plan.data:
         lines += ["", *_training(plan, stage, paint)]
@@ -41,7 +42,9 @@ def table(plan: Plan, paint: Paint = plain) -> str:
     lines += ["", *_disk(plan)]
     if line := hardware_line(plan):
         lines += _filled("hardware", line)
-    lines += ["", *_filled("assumes", "; ".join(assumptions(plan)))]
+    lines.append("")
+    for number, said in enumerate(assumptions(plan)):
+        lines += _filled("" if number else "assumes", said)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -54,7 +57,8 @@ def _student(plan: Plan) -> list[str]:
     student = plan.student
     if student.arch is None:
         return _filled("student", f"{student.name}: {student.why}")
-    train = plan.recipe.train.model_dump(mode="json")
+    best = plan.trainings[-1].best if plan.trainings else None
+    train = best["lora"].train if best else plan.recipe.train.model_dump(mode="json")
     adapter = trainable(student.arch, "lora", train)
     said = (
         f"{student.name}: {short(student.params)} parameters; full training changes all of them, "
@@ -69,13 +73,13 @@ def _student(plan: Plan) -> list[str]:
 def _training(plan: Plan, stage: str, paint: Paint) -> list[str]:
     rows = [t for t in plan.trainings if t.stage == stage]
     lines = _data(plan, stage)
-    if rows[0].own is None:
+    if not rows or rows[0].own is None:
         return [*lines, *_filled("training", "memory and hours are unknown without its sizes")]
     numbers = "".join(f"{head:>8}" for head in HEADS)
     lines += [
         "",
-        f"{'training':<{LEFT}}{'':<14}GiB of one GPU{'':<36}{'':>5}{'the whole machine':>20}",
-        f"{'machine':<{LEFT}}{'method':<14}{numbers}{'sum':>7}{'free':>6}{'hours':>8}{'USD':>9}",
+        f"{'training':<{LEFT}}{'':<13}{'GiB of one GPU':<57}{'the whole machine':>20}",
+        f"{'machine':<{LEFT}}{'method':<13}{numbers}{'sum':>7}{'free':>6}{'hours':>8}{'USD':>8}",
     ]
     for row in rows:
         lines += _machine(row, paint)
@@ -83,13 +87,9 @@ def _training(plan: Plan, stage: str, paint: Paint) -> list[str]:
 
 
 def _data(plan: Plan, stage: str) -> list[str]:
-    whole = plan.data[stage]
-    train = (
-        next(t.own.train for t in plan.trainings if t.stage == stage and t.own)
-        if any(t.own for t in plan.trainings)
-        else plan.recipe.train.model_dump(mode="json")
-    )
-    data = whole.within(train["max_length"])
+    recipe = next(s.recipe for s in stages_of(plan.recipe) if s.name == stage)
+    train = recipe.train.model_dump(mode="json")
+    data = plan.data[stage].within(train["max_length"])
     head = f"data {stage}".strip()
     if data.examples is None:
         return _filled(head, "the number of examples is unknown: the sources do not say their rows")
@@ -101,6 +101,9 @@ def _data(plan: Plan, stage: str) -> list[str]:
         f"; {train['epochs']:g} epochs of batch {train['batch_size']} = {size(updates)} updates, "
         f"{short(tokens)} tokens"
     )
+    if plan.student.arch is not None:
+        flops = flops_of(plan.student.arch, recipe, data)
+        said += f", {short(flops)}FLOP"
     return _filled(head, said)
 
 
@@ -108,38 +111,42 @@ def _machine(row: Training, paint: Paint) -> Iterator[str]:
     own, label = row.own, row.machine.label
     if own is None or row.best is None:
         return
-    yield from _row(label, f"recipe: {NAMES[own.trained.method]}", own, paint)
+    yield from _row(label, f"recipe:{NAMES[own.trained.method]}", own, paint, row)
     for method, found in row.best.items():
         if method == own.trained.method and not found.overrides:
             continue
-        yield from _row("", NAMES[method], found, paint)
+        yield from _row("", NAMES[method], found, paint, row)
 
 
-def _row(label: str, name: str, found: Found, paint: Paint) -> Iterator[str]:
+def _row(label: str, name: str, found: Found, paint: Paint, row: Training) -> Iterator[str]:
     trained = found.trained
-    parts = trained.parts
-    other = parts["buffers"] + parts["other"]
-    shown = [parts[part] for part in PARTS if part != "buffers"] + [other]
-    numbers = "".join(f"{_gib(value):>8}" for value in shown) + f"{_gib(trained.needed):>7}"
-    start = f"{label:<{LEFT}}{name:<14}"
+    start = f"{label:<{LEFT}}{name:<13}"
     if not trained.fits:
-        yield start + paint("dim", numbers) + "  " + paint("bad", _why(found))
+        length = found.train["max_length"]
+        said = f"does not fit: {trained.short}"
+        if found.overrides and length < row_length(row):
+            said += f", even with max_length {length:,}"
+        yield start + "  " + paint("bad", said)
         return
+    parts = trained.parts
+    shown = [parts[part] for part in PARTS if part != "buffers"]
+    shown.append(parts["buffers"] + parts["other"])
+    numbers = "".join(f"{_gib(value):>8}" for value in shown) + f"{_gib(trained.needed):>7}"
     free = f"{trained.free:.0%}".rjust(6)
-    took = f"{_number(trained.hours):>8}{_number(trained.money):>9}"
-    yield start + numbers + paint("good" if trained.free >= 0.05 else "bad", free) + took
-    told = " ".join(found.overrides)
-    if found.compromise:
-        told += f"   ({found.compromise})"
-    for line in textwrap.wrap(told, WIDTH - LEFT - 2, break_on_hyphens=False):
+    took = f"{_number(trained.hours):>8}{_number(trained.money):>8}"
+    yield start + numbers + paint("good" if trained.free >= MARGIN else "bad", free) + took
+    told = [" ".join(found.overrides)] if found.overrides else []
+    used = processes(found.train)
+    if used < row.machine.total:
+        told.append(f"uses {used} of {row.machine.total} GPUs")
+    told += [found.compromise] if found.compromise else []
+    for line in textwrap.wrap("; ".join(told), WIDTH - LEFT - 2, break_on_hyphens=False):
         yield " " * (LEFT + 2) + paint("dim", line)
 
 
-def _why(found: Found) -> str:
-    short = found.trained.short
-    if found.overrides and short.startswith("needs") and "host" not in short:
-        short += f" at {found.train['max_length']:,} tokens"
-    return short
+def row_length(row: Training) -> int:
+    """`max_length` of the recipe itself."""
+    return int(row.own.train["max_length"]) if row.own is not None else 0
 
 
 def _gib(value: float) -> str:
@@ -150,7 +157,7 @@ def _number(value: float | None) -> str:
     if value is None:
         return "?"
     if value < 0.1:
-        return "under .1"
+        return "<0.1"
     return f"{value:.1f}" if value < 9.95 else size(value)
 
 
@@ -186,34 +193,35 @@ def _evaluation(plan: Plan) -> list[str]:
 
 def _answers(plan: Plan, paint: Paint) -> Iterator[str]:
     yield (
-        f"{'serving':<{LEFT}}{'GPUs x':>8}{'requests':>10}{'weights':>9}{'KV cache':>10}"
-        f"{'tokens/s':>10}{'hours':>9}{'USD':>10}"
+        f"{'serving':<{LEFT}}{'':<9}{'GPUs x':>8}{'requests':>10}{'GiB per GPU':>19}"
+        f"{'tokens/s':>11}{'the whole machine':>20}"
     )
     yield (
-        f"{'machine':<{LEFT}}{'servers':>8}{'at once':>10}{'GiB per GPU':>15}{'':>4}{'of all':>10}"
+        f"{'machine':<{LEFT}}{'model':<9}{'servers':>8}{'at once':>10}"
+        f"{'weights':>9}{'KV cache':>10}{'in all':>11}{'hours':>11}{'USD':>9}"
     )
     for row in plan.answers:
+        label = row.machine.label
         if row.teacher is not None:
-            yield from _served(row.machine.label, "teacher", row, paint)
-        elif row.sampling_hours is not None:
-            yield f"{row.machine.label:<{LEFT}}teacher: {_number(row.sampling_hours)} hours"
+            yield from _served(label, "teacher", row, paint)
+            label = ""
         if row.student is not None:
-            yield from _served(row.machine.label, "student", row, paint)
+            yield from _served(label, "student", row, paint)
 
 
 def _served(label: str, who: str, row: Answers, paint: Paint) -> Iterator[str]:
     serving = row.teacher if who == "teacher" else row.student
     hours = row.sampling_hours if who == "teacher" else row.evaluation_hours
     assert serving is not None
+    start = f"{label:<{LEFT}}{who:<9}"
     if serving.short:
-        said = f"{who} does not fit: {serving.short}"
-        yield f"{label:<{LEFT}}{paint('bad', said)}"
+        yield start + "  " + paint("bad", f"does not fit: {serving.short}")
         return
     money = None if hours is None else hours * row.machine.price
     yield (
-        f"{label:<{LEFT}}{f'{serving.split}x{serving.replicas}':>8}{serving.batch:>10}"
-        f"{_gib(serving.weights):>9}{_gib(serving.cache):>10}{size(serving.tokens_per_second):>10}"
-        f"{_number(hours):>9}{_number(money):>10}  {who}"
+        f"{start}{f'{serving.split}x{serving.replicas}':>8}{serving.batch:>10}"
+        f"{_gib(serving.weights):>9}{_gib(serving.cache):>10}{size(serving.tokens_per_second):>11}"
+        f"{_number(hours):>11}{_number(money):>9}"
     )
 
 

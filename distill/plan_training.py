@@ -19,6 +19,7 @@ import numpy as np
 from distill import models
 from distill.plan_data import Data
 from distill.plan_machines import GB, GIB, Machine, assumed
+from distill.recipe import Recipe
 
 DRAWN = 4
 """Updates whose layout is simulated."""
@@ -255,6 +256,13 @@ def _moved(
         step = 28 * trained / int(train["nodes"]) / (assumed("host_bandwidth") * GB)
         extra += upload + 2 * 4 * trained / world / host + step
     return extra
+
+
+def flops_of(arch: Any, recipe: Recipe, data: Data) -> float:
+    """Model FLOPs of all epochs: what MFU counts."""
+    student, train = recipe.student.model_dump(mode="json"), recipe.train.model_dump(mode="json")
+    each = _flops(arch, student, train, data, "training_flops").mean()
+    return float(each * _seen(train, data))
 
 
 def trainable(arch: Any, method: str, train: Mapping[str, Any]) -> int:

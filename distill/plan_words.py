@@ -39,8 +39,8 @@ def _fixed_line(who: str, recipe: Recipe, found: Expected) -> str:
     sampling = recipe.sampling
     return (
         f"teacher {who}: {found.problems:,} problems x {sampling.n} samples = "
-        f"{found.samples:,} traces, about {found.tokens:,} tokens "
-        f"(at most {found.samples * sampling.max_tokens:,})"
+        f"{found.samples:,} traces, about {short(found.tokens)} tokens "
+        f"(at most {short(found.samples * sampling.max_tokens)})"
     )
 
 
@@ -106,7 +106,8 @@ def short(number: float | None) -> str:
     """A large number by its unit: 7.62 B, 323 M, 4.71 T."""
     if number is None:
         return "?"
-    for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    units = {"E": 1e18, "P": 1e15, "T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}
+    for unit, factor in units.items():
         if number >= factor * 0.9995:
             return f"{float(f'{number / factor:.3g}'):g} {unit}"
     return f"{number:,.0f}"
