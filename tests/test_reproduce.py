@@ -23,12 +23,19 @@ class Own(Counting):
 """
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its training set, by a teacher that a recipe can name."""
-    (tmp_path / "own.py").write_text(TEACHER)
-    recipe = recipe_of(tmp_path, teacher={"engine": f"{tmp_path}/own.py:Own"})
-    return run(recipe, until="select", runs=tmp_path / "runs").path.parent
+    place = tmp_path_factory.mktemp("once")
+    (place / "own.py").write_text(TEACHER)
+    recipe = recipe_of(place, teacher={"engine": f"{place}/own.py:Own"})
+    return run(recipe, until="select", runs=place / "runs").path.parent
+
+
+@pytest.fixture
+def made(once: Path, tmp_path: Path) -> Path:
+    """That run, to be damaged at will."""
+    return Path(shutil.copytree(once.parent, tmp_path / "runs")) / once.name
 
 
 def test_a_run_comes_out_the_same(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
