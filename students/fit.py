@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distill.errors import DataError, UsageError
 from distill.students import checkpoints, data, export, keeping, saving, sharding, trackers, weights
 from distill.students.arguments import arguments
-from distill.students.hardware import Hardware, hardware, layout_of
+from distill.students.hardware import Hardware, attention_cost, hardware, layout_of, packing_note
 from distill.students.loading import Prepared
 from distill.students.metering import Meter
 from distill.students.validation import Validation
@@ -34,14 +34,15 @@ def _fit(job: Job, prepared: Prepared) -> None:
     from distill.students.trainer import Updates
 
     train = job.train
-    on = hardware(train)
+    on = hardware(train, prepared.config)
     rows = data.load(job.out / "tokens")
     planned = job.plan()
     settings = arguments(job, on, len(planned))  # starts the process group
     resume = _resume(job.out / "checkpoints", train, on)
     common = {
         "budget": int(train.get("micro_batch_tokens") or train["max_length"]),
-        "layout": layout_of(bool(train.get("packing")), on.attention),
+        "layout": layout_of(bool(train.get("packing")), on.attention, prepared.config),
+        "square": attention_cost(prepared.config),
         "pad": prepared.tokenizer.pad_token_id,
         "rank": on.rank,
         "world": on.world,
@@ -228,6 +229,8 @@ def _summary(job: Job, prepared: Prepared, on: Hardware, plan: list[list[int]]) 
         )
     if job.validation_note:
         job.notes.append(job.validation_note)
+    if note := packing_note(train, prepared.config):
+        job.notes.append(note)
     return {
         "examples": counts.examples,
         "left_out_too_long": counts.too_long,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill.students import attention as ours
 from distill.students.packing import Layout
 
 
@@ -20,6 +21,17 @@ class Hardware:
     attention: str
     rank: int = 0
     world: int = 1
+    context: int = 1
+    """Processes that share one row of tokens (train.context_parallel)."""
+
+    @property
+    def replica(self) -> int:
+        """Which of the `replicas` this process belongs to; each gets micro-batches of its own."""
+        return self.rank // self.context
+
+    @property
+    def replicas(self) -> int:
+        return self.world // self.context
 
     @property
     def dtype(self) -> Any:
@@ -28,8 +40,12 @@ class Hardware:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-def hardware(train: Mapping[str, Any]) -> Hardware:
-    """bf16 where the GPU has it, fp32 on a CPU; flash attention where it is installed."""
+def hardware(train: Mapping[str, Any], config: Any = None) -> Hardware:
+    """bf16 where the GPU has it, fp32 on a CPU; the fastest attention that this model can use.
+
+    `config` is the model's: with it, packed examples get attention of variable lengths
+    (attention.py) where neither `train.attention` nor an installed flash-attn decides.
+    """
     import torch
 
     gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "1"
@@ -39,7 +55,7 @@ def hardware(train: Mapping[str, Any]) -> Hardware:
     attention = train.get("attention")
     if not attention:
         flash = gpu and precision == "bf16" and importlib.util.find_spec("flash_attn")
-        attention = "flash_attention_2" if flash else "sdpa"
+        attention = "flash_attention_2" if flash else _attention(train, config)
     return Hardware(
         device=torch.cuda.get_device_name(0) if gpu else "cpu",
         precision=precision,
@@ -49,8 +65,36 @@ def hardware(train: Mapping[str, Any]) -> Hardware:
     )
 
 
-def layout_of(packing: bool, attention: str) -> Layout:
-    """Kernels with variable lengths take one long row; others rows of equal width."""
-    if not packing:
+def _attention(train: Mapping[str, Any], config: Any) -> str:
+    if config is None:
+        return "sdpa"
+    if ours.unsupported(config):
+        return "eager"  # sdpa would leave out what it cannot compute
+    packs = train.get("packing") and not ours.unpackable(config)
+    return ours.VARLEN if packs and ours.understood(config) else "sdpa"
+
+
+def layout_of(packing: bool, attention: str, config: Any = None) -> Layout:
+    """Attention of variable lengths takes one long row; masks take rows of equal width.
+
+    A model whose examples cannot share a row (`attention.unpackable`) is never packed.
+    """
+    if not packing or (config is not None and ours.unpackable(config)):
         return "padded"
-    return "flat" if attention.startswith(("flash", "kernels-community")) else "rectangle"
+    flat = attention == ours.VARLEN or attention.startswith(("flash", "kernels-community"))
+    return "flat" if flat else "rectangle"
+
+
+def packing_note(train: Mapping[str, Any], config: Any) -> str:
+    """What a reader must know where `train.packing` is not done, or ""."""
+    why = ours.unpackable(config) if train.get("packing") else ""
+    return f"not packed: {why}, so examples would see each other" if why else ""
+
+
+def attention_cost(config: Any) -> float:
+    """What the square of an example's length costs beside its length (packing.cost).
+
+    A token's products with the weights of a layer are about 24 hidden^2 FLOPs, those of causal
+    attention 2 hidden times the length: one over 12 hidden sizes.
+    """
+    return 1 / (12 * int(config.get_text_config().hidden_size))

@@ -18,20 +18,21 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler
 from torch.utils.data import Dataset as TorchDataset
 from trl import SFTTrainer
-from trl.trainer.utils import add_fused_lm_head
 
-from distill.errors import DistillError
-from distill.students.head import add_chunked_head
+from distill.errors import DistillError, UsageError
+from distill.students import attention
+from distill.students.head import add_nll_head
 from distill.students.packing import Layout, MicroBatch, lay_out, share
 from distill.students.render import IGNORED
 
-PLAIN_LOGITS_BYTES = 256 << 20
+LEAK = 1e-3  # far above rounding, far below what another example's tokens do
 
 
 class Updates(TorchDataset):
     """All updates of a training in order; item i holds this process's micro-batches of update i.
 
-    `plan` are the example numbers of each update, `data` has `input_ids` and `start`.
+    `plan` are the example numbers of each update, `data` has `input_ids` and `start`. `square` is
+    what an example's squared length costs beside its length (packing.cost).
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class Updates(TorchDataset):
         pad: int,
         rank: int = 0,
         world: int = 1,
+        square: float = 0.0,
     ) -> None:
         self.data, self.plan = data, plan
         self.budget, self.layout, self.pad = budget, layout, pad
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.square = rank, world, square
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -56,13 +58,13 @@ class Updates(TorchDataset):
         wanted = self.plan[number]
         rows = self.data[wanted]
         ids = {i: torch.as_tensor(x) for i, x in zip(wanted, rows["input_ids"], strict=True)}
-        starts = {i: int(s) for i, s in zip(wanted, rows["start"], strict=True)}
+        # The first token of an example has no prediction.
+        starts = {i: max(1, int(s)) for i, s in zip(wanted, rows["start"], strict=True)}
         lengths = {i: len(x) for i, x in ids.items()}
-        parts = lay_out(wanted, lengths, self.budget, self.layout)
-        mine = share(parts, lengths, self.world)[self.rank]
+        parts = lay_out(wanted, lengths, self.budget, self.layout, self.world, self.square)
+        mine = share(parts, lengths, self.world, self.square)[self.rank]
         return {
             "micro_batches": [self._collate(m, ids, starts) for m in mine],
-            # The first token of an example has no prediction; it always belongs to the prompt.
             "trained": sum(lengths[i] - starts[i] for i in wanted),
             "tokens": sum(lengths.values()),
             "lengths": [lengths[i] for i in wanted],
@@ -83,7 +85,8 @@ class Updates(TorchDataset):
                 input_ids[r, at:end] = ids[i]
                 positions[r, at:end] = torch.arange(end - at)
                 if not micro.empty:
-                    labels[r, at + starts[i] : end] = ids[i][starts[i] :]
+                    # A label stands where its token is predicted: one place before it.
+                    labels[r, at + starts[i] - 1 : end - 1] = ids[i][starts[i] :]
                 at = end
                 bounds.append(at)
             positions[r, at:] = torch.arange(micro.width - at)
@@ -127,10 +130,24 @@ class UpdateTrainer(SFTTrainer):
         vars(base).pop("forward", None)
         if forward is not None:
             base.forward = forward
-        if type(base.get_output_embeddings()) is torch.nn.Linear:
-            add_fused_lm_head(base, outputs=("log_probs",))
-        else:
-            add_chunked_head(base)
+        add_nll_head(base)
+        self._require_no_leak()
+
+    def _require_no_leak(self) -> None:
+        """Raise UsageError where packed examples of this model would see each other."""
+        layout = self.updates.layout
+        here = next(self.model.parameters())
+        if layout == "padded" or here.device != self.args.device:
+            return
+        with self.compute_loss_context_manager():
+            moved = attention.leaks(self.model, layout)
+        if not moved <= LEAK:
+            kind = self.model.config.model_type
+            raise UsageError(
+                f"train.packing: examples in one row of a {kind} model see each other (the outputs "
+                f"of one move by {moved:.1%} when another changes)",
+                "set train.packing: false",
+            )
 
     def _send_telemetry(self) -> None:
         """No telemetry: distill reports nothing to anybody."""
@@ -168,24 +185,9 @@ class UpdateTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Sum of the trained tokens' negative log-likelihoods over the update's trained tokens.
-
-        Small logits are computed plainly, large ones in trl's chunks: 32k tokens times a
-        vocabulary of 152k are 20 GB in fp32.
-        """
+        """Sum of the trained tokens' negative log-likelihoods over the update's trained tokens."""
         labels = inputs.pop("labels")
-        vocab = self.model.config.get_text_config().vocab_size
-        if labels.numel() * vocab * 4 <= PLAIN_LOGITS_BYTES:
-            logits = model(**inputs, use_cache=False).logits
-            total = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(),
-                labels[:, 1:].flatten(),
-                ignore_index=IGNORED,
-                reduction="sum",
-            )
-        else:
-            outputs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-            total = -outputs["log_probs"].sum()
+        total = model(**inputs, nll=labels, use_cache=False)
         # DDP and FSDP average gradients over processes; the sum is wanted.
         return total / num_items_in_batch * self.accelerator.num_processes
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import MissingExtra
+from distill.students import attention
 from distill.students.hardware import Hardware
 from distill.students.loading import Prepared, load_model
 
@@ -15,8 +16,10 @@ from distill.students.loading import Prepared, load_model
 def trainable(
     prepared: Prepared, student: Mapping[str, Any], train: Mapping[str, Any], on: Hardware
 ) -> Any:
+    """The base in the precision of its method, on whose weights (or adapter) training works."""
     import torch
 
+    attention.register()
     method = student.get("method", "full")
     options: dict[str, Any] = {"attn_implementation": on.attention}
     # Full fine-tuning keeps fp32 weights under bf16 autocast: an update of 1e-5 would be

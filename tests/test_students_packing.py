@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.students.packing import best_fit, lay_out, share, updates
-from tests import tiny_students
 
 lengths_of = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 layouts = st.sampled_from(["padded", "rectangle", "flat"])
@@ -84,42 +82,89 @@ class Rows:
 
 def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Negative log-likelihood of every trained token, in no particular order."""
-    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids")}
-    with torch.no_grad():
-        logits = model(**inputs, use_cache=False).logits
-    labels = batch["labels"][:, 1:]
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    logits = model(**inputs, use_cache=False).logits
+    labels = batch["labels"].flatten()
     losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
+        logits.flatten(0, 1), labels, reduction="none", ignore_index=-100
     )
-    return losses[labels.flatten() != -100]
+    return losses[labels != -100]
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("layout", ["padded", "rectangle", "flat"])
+def tiny(kind: str, attention: str, **changes: Any) -> Any:
+    """A model of random weights, large enough that other examples' tokens would show."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from distill.students.attention import register
+
+    register()
+    settings = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.5,
+        "pad_token_id": None,
+        "bos_token_id": None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, **{**settings, **changes})
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma3_text": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": 6},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    ("attention", "layout"),
+    [
+        ("sdpa", "padded"),
+        ("sdpa", "rectangle"),
+        ("eager", "rectangle"),
+        ("distill_varlen", "padded"),
+        ("distill_varlen", "flat"),
+    ],
+)
 def test_packed_loss_is_the_unpacked_loss_token_by_token(
-    tmp_path: Path, kind: str, attention: str, layout: Any
+    kind: str, attention: str, layout: Any
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
     from distill.students.trainer import Updates
 
-    folder = tiny_students.base(tmp_path, kind, initializer_range=0.5)
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
+    changes: dict[str, Any] = FAMILIES[kind]
+    model = tiny(kind, attention, **changes)
+    plain = tiny(kind, "eager", **changes)
     lengths = [7, 31, 12, 5, 22, 9, 16]
     rows = Rows(lengths)
     made = Updates(rows, [list(range(7))], budget=70, layout=layout, pad=0)[0]
-    got = torch.cat([token_losses(model, m) for m in made["micro_batches"]])
-    alone = [
-        {"input_ids": ids[None], "labels": torch.cat([torch.full((3,), -100), ids[3:]])[None]}
-        for ids in rows.ids
-    ]
-    wanted = torch.cat([token_losses(model, batch) for batch in alone])
-    assert made["trained"] == len(got) == len(wanted)
+    assert made["lengths"] == lengths
+    losses = torch.cat([token_losses(model, m) for m in made["micro_batches"]])
+    alone = []
+    for ids in rows.ids:
+        labels = torch.cat([torch.full((2,), -100), ids[3:], torch.tensor([-100])])
+        alone.append({"input_ids": ids[None], "labels": labels[None]})
+    wanted = torch.cat([token_losses(plain, batch) for batch in alone])
+    assert made["trained"] == len(losses) == len(wanted)
     assert layout == "padded" or any("position_ids" in m for m in made["micro_batches"])
-    torch.testing.assert_close(got.sort().values, wanted.sort().values, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.sort().values, wanted.sort().values, rtol=1e-4, atol=1e-4)
+    losses.sum().backward()
+    wanted.sum().backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert float((one.grad - other.grad).norm()) <= 1e-4 * float(other.grad.norm())
     if layout != "padded":  # the test can fail: without boundaries the losses differ
         for micro in made["micro_batches"]:
-            micro.pop("position_ids", None)
+            for key in ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k"):
+                micro.pop(key, None)
         crossed = torch.cat([token_losses(model, m) for m in made["micro_batches"]])
         assert (crossed.sort().values - wanted.sort().values).abs().max() > 0.01
