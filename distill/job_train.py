@@ -23,7 +23,8 @@ class TrainingJob(JobBase):
         recipe = self.recipe
         self._weights(self.base, recipe.student.revision)
         qlora = any(stage.recipe.student.method == "qlora" for stage in self.stages)
-        if qlora and find_spec("bitsandbytes") is None:
+        own = "train" not in recipe.interpreters  # another one was asked for its packages
+        if qlora and own and find_spec("bitsandbytes") is None:
             raise MissingExtra("bitsandbytes", "qlora", "student.method: qlora")
         nodes.check(recipe)
         arch = models.student_entry(self.base).arch

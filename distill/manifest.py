@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import distill
+from distill import interpreters
 
 SCHEMA = 1
 PACKAGES = (
@@ -78,6 +79,7 @@ def make_manifest(
         "distill": _own_version(),
         "python": platform.python_version(),
         "packages": _packages(),
+        "interpreters": interpreters.described(recipe.get("interpreters") or {}, PACKAGES),
         "machine": _machine(),
         "steps": {name: _step(runs, entry) for name, entry in steps.items()},
     }

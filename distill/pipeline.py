@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill import interpreters
 from distill.errors import UsageError
 from distill.job import Job, summary_of
 from distill.names import check_names
@@ -84,6 +85,7 @@ def run(
     if isinstance(student, str):
         recipe.student, student = _assigned(recipe, "student", student), None
     check_names(recipe)
+    interpreters.check(recipe, STAGES[: STAGES.index(until) + 1])
     workspace = Workspace(Path(runs or os.environ.get("DISTILL_RUNS") or "runs").resolve())
     job = Job(recipe, workspace, teacher, student)
     record = RunRecord(job, until, command)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distill import models
+from distill import interpreters, models
 from distill.commands.common import load_recipe
-from distill.errors import DistillError
+from distill.errors import DistillError, UsageError
 from distill.names import check_name, named_parts
 from distill.recipe import Recipe
 
@@ -50,6 +50,7 @@ def main(verb: str, options: argparse.Namespace) -> int:
 def check(recipe: Recipe) -> Iterator[Need]:
     """Everything that a run of the recipe would look for, in the order in which it would."""
     yield from _packages(recipe)
+    yield from _interpreters(recipe)
     yield from _data(recipe)
     if recipe.traces is None:
         yield from _teacher(recipe)
@@ -70,6 +71,17 @@ def _packages(recipe: Recipe) -> Iterator[Need]:
         extra = EXTRAS[package][1]
         there = importlib.util.find_spec(package) is not None
         yield Need("extra", there, package, f"pip install 'distill[{extra}]'")
+
+
+def _interpreters(recipe: Recipe) -> Iterator[Need]:
+    """Whether each Python that the recipe names can run its step."""
+    for stage, python in recipe.interpreters.items():
+        try:
+            interpreters.check(recipe, [stage])
+        except UsageError as error:
+            yield Need("python", False, f"{stage}: {error.message}", error.hint)
+        else:
+            yield Need("python", True, f"{stage}: {python}")
 
 
 def _vllm_here(recipe: Recipe) -> bool:
