@@ -96,6 +96,7 @@ class Setting:
             tokens // rows,
             self.trained // self.context_parallel or tokens,
             masked=self.layout == "rectangle",
+            split=self.layout == "flat" and self.device == "cpu",
             cuda=self.device == "cuda",
             dropout=self.dropout,
         )
@@ -283,6 +284,7 @@ def _run(model: _Model, arch: Arch, setting: Setting, meter: Meter) -> None:
     hidden = run.hidden(embedded, model.blocks, model.last, setting.checkpointing)
     del embedded
     loss = loss_of(run, hidden, model.head, model.new_head)
+    tape.end_autocast()
     del hidden
     tape.backward(loss)
 

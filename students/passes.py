@@ -49,13 +49,15 @@ class Block:
 class Shape:
     """A micro-batch: `rows` of `width` tokens, of which `trained` have a label.
 
-    `masked`: rows hold several examples, kept apart by a mask (SDPA).
+    `masked`: rows hold several examples, kept apart by a mask; `split`: one call of attention for
+    each example (students/attention.py on a CPU).
     """
 
     rows: int
     width: int
     trained: int
     masked: bool = False
+    split: bool = False
     cuda: bool = True
     dropout: bool = False
 
@@ -81,7 +83,7 @@ class Pass:
         if x.width == width:
             return x
         tape, count, before = self.tape, x.count, x.width
-        return tape.result(tape.new(count, width), [x], lambda g: [tape.new(count, before)])
+        return tape.result(tape.new(count, width), [x], lambda g, _: [tape.new(count, before)])
 
     def fitting(self, grad: Tensor, width: int) -> Tensor:
         """A gradient in the width of what it belongs to (autograd's validate_grad)."""
@@ -91,7 +93,7 @@ class Pass:
         """x + y; the gradient of both is the gradient of the sum, not a copy of it."""
         out = self.tape.new(x.count, max(x.width, y.width))
         a, b = x.width, y.width
-        return self.tape.result(out, [x, y], lambda g: [self.fitting(g, a), self.fitting(g, b)])
+        return self.tape.result(out, [x, y], lambda g, _: [self.fitting(g, a), self.fitting(g, b)])
 
     def times(self, x: Tensor, constant: Tensor | None = None) -> Tensor:
         """x * constant, where only x has a gradient; a number as constant is None."""
@@ -99,7 +101,7 @@ class Pass:
         count, narrow = x.count, x.width
         kept = [constant] if constant else []
 
-        def rule(grad: Tensor) -> list[Tensor]:
+        def rule(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
             return [self.fitting(self.tape.new(count, max(grad.width, wide)), narrow)]
 
         return self.tape.result(self.tape.new(count, wide), [x], rule, kept)
@@ -108,7 +110,7 @@ class Pass:
         """x * y of equal sizes, both kept."""
         count, width = x.count, x.width
 
-        def rule(grad: Tensor) -> list[Tensor]:
+        def rule(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
             return [self.tape.new(count, width), self.tape.new(count, width)]
 
         return self.tape.result(self.tape.new(count, width), [x, y], rule, [x, y])
@@ -117,7 +119,7 @@ class Pass:
         """Keeps x."""
         count, width = x.count, x.width
         return self.tape.result(
-            self.tape.new(count, width), [x], lambda g: [self.tape.new(count, width)], [x]
+            self.tape.new(count, width), [x], lambda g, _: [self.tape.new(count, width)], [x]
         )
 
     def norm(self, x: Tensor, weight: Weight, over: int) -> Tensor:
@@ -126,20 +128,20 @@ class Pass:
         rows = count // over
         x = self.cast(x, 4)
 
-        def squared(grad: Tensor) -> list[Tensor]:
+        def squared(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
             first = tape.new(count, 4)  # x ** (2 - 1)
             second = tape.new(count, 4)  # times 2
             del first
             return [self._both(second, count)]
 
         squares = tape.result(tape.new(count, 4), [x], squared, [x])
-        mean = tape.result(tape.new(rows, 4), [squares], lambda g: [tape.new(count, 4)])
+        mean = tape.result(tape.new(rows, 4), [squares], lambda g, _: [tape.new(count, 4)])
         del squares
         root = tape.new(rows, 4)
-        tape.result(root, [mean], lambda g: [tape.new(rows, 4)], [root])
+        tape.result(root, [mean], lambda g, _: [tape.new(rows, 4)], [root])
         del mean
 
-        def scaled(grad: Tensor) -> list[Tensor]:
+        def scaled(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
             mine, other = tape.new(count, 4), tape.new(count, 4)
             return [mine, self._both(other, rows)]
 
@@ -149,7 +151,7 @@ class Pass:
         out_width = max(width, weight.width)
         trained, size, wide = weight.trained, weight.count, weight.width
 
-        def weighted(grad: Tensor) -> list[Tensor | None]:
+        def weighted(grad: Tensor, _: list[Tensor]) -> list[Tensor | None]:
             other = tape.new(count, out_width) if trained else None
             mine = self.fitting(tape.new(count, out_width), width)
             return [mine, tape.new(size, wide) if other is not None else None]
@@ -171,10 +173,11 @@ class Pass:
         assert layer.a is not None
         assert layer.b is not None
         result = self.matmul(x, layer.weight, layer.rows, layer.bias, layer.quantised)
-        width = result.width
+        width, given = result.width, x  # noqa: F841 - who calls a module holds its input
         if layer.quantised:
             result = self.copy(result)  # peft clones what bitsandbytes returns
-        if not (layer.quantised and self.tape.autocast):
+        # peft asks whether CUDA autocasts, whatever the device is.
+        if not (layer.quantised and self.tape.autocast and self.shape.cuda):
             x = self.cast(x, layer.a.width)
         if self.shape.dropout:
             x = self.drop(x)
@@ -185,24 +188,24 @@ class Pass:
     def select(self, x: Tensor, count: int) -> Tensor:
         """Some of x's elements as a copy; the gradient is put into zeros of x's size."""
         tape, before, width = self.tape, x.count, x.width
-        return tape.result(tape.new(count, width), [x], lambda g: [tape.new(before, width)])
+        return tape.result(tape.new(count, width), [x], lambda g, _: [tape.new(before, width)])
 
     def slice(self, x: Tensor, count: int) -> Tensor:
         """A view of some of x's elements; the gradient is put into zeros of x's size."""
         tape, before, width = self.tape, x.count, x.width
         view = Tensor(count, width, x.buffer)
-        return tape.result(view, [x], lambda g: [tape.new(before, width)])
+        return tape.result(view, [x], lambda g, _: [tape.new(before, width)])
 
     def copy(self, x: Tensor) -> Tensor:
         """x.clone()"""
-        return self.tape.result(self.tape.new(x.count, x.width), [x], lambda g: [g])
+        return self.tape.result(self.tape.new(x.count, x.width), [x], lambda g, _: [g])
 
     def drop(self, x: Tensor) -> Tensor:
-        """Dropout: keeps a mask of one byte an element."""
-        mask = self.tape.new(x.count, 1)
+        """Dropout: keeps a mask, of one byte an element on a GPU, as wide as x on a CPU."""
+        mask = self.tape.new(x.count, 1 if self.shape.cuda else x.width)
         count, width = x.count, x.width
         return self.tape.result(
-            self.tape.new(count, width), [x], lambda g: [self.tape.new(count, width)], [mask]
+            self.tape.new(count, width), [x], lambda g, _: [self.tape.new(count, width)], [mask]
         )
 
     def matmul(
@@ -228,7 +231,7 @@ class Pass:
         width, has_grad, trained = x.width, x.node is not None, weight.trained
         biases = len(sources) - 2
 
-        def rule(grad: Tensor) -> list[Tensor | None]:
+        def rule(grad: Tensor, _: list[Tensor]) -> list[Tensor | None]:
             mine = tape.new(tokens * columns, width) if has_grad else None
             its = tape.new(rows * columns, width, "buffers") if trained else None
             return [mine, its, *(tape.new(rows, width, "buffers") for _ in range(biases))]
@@ -245,7 +248,7 @@ class Pass:
         out = tape.new(tokens * rows, width)
         del full
 
-        def rule(grad: Tensor) -> list[Tensor | None]:
+        def rule(grad: Tensor, _: list[Tensor]) -> list[Tensor | None]:
             full = tape.new(rows * columns, width, "buffers")
             mine = tape.new(tokens * columns, width)
             del full
@@ -258,7 +261,7 @@ class Pass:
         first = self.times(x, cos)
         tape, count, width = self.tape, x.count, x.width
 
-        def halves(grad: Tensor) -> list[Tensor]:
+        def halves(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
             # Each half is put into zeros of full size.
             one = tape.new(count, width)
             other = tape.new(count, width)
@@ -278,6 +281,8 @@ class Pass:
             k, v = self.repeat(k), self.repeat(v)
         if tape.autocast:
             q, k, v = self.cast(q, 2), self.cast(k, 2), self.cast(v, 2)
+        if self.shape.split:
+            q, k, v = self.parts(q), self.parts(k), self.parts(v)
         width, dim_kv = q.width, k.count // tokens
         kept = [q, k, v]
         if mask is not None:
@@ -286,7 +291,7 @@ class Pass:
         log_sums = tape.new(tokens * heads, 4)
         cuda, wide = self.shape.cuda, self.q
 
-        def rule(grad: Tensor) -> list[Tensor]:
+        def rule(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
             dq = tape.new(tokens * wide, width)
             if cuda:
                 summed = tape.new(tokens * wide, 4)  # flash attention adds up dq in fp32
@@ -296,12 +301,22 @@ class Pass:
                 del summed, spread
             return [dq, dk, dv]
 
-        return tape.result(out, [q, k, v], rule, [*kept, out, log_sums])
+        out = tape.result(out, [q, k, v], rule, [*kept, out, log_sums])
+        if self.shape.split:  # torch.cat; its gradient is views
+            count = out.count
+            out = tape.result(tape.new(count, width), [out], lambda g, _: [g])
+        return out
+
+    def parts(self, x: Tensor) -> Tensor:
+        """x.split(lengths): views; their gradients are copied together."""
+        tape, count, width = self.tape, x.count, x.width
+        view = Tensor(count, width, x.buffer)
+        return tape.result(view, [x], lambda g, _: [tape.new(count, width)])
 
     def repeat(self, x: Tensor) -> Tensor:
         tape, count, width = self.tape, x.count, x.width
         out = tape.new(self.shape.tokens * self.q, width)
-        return tape.result(out, [x], lambda g: [tape.new(count, width)])
+        return tape.result(out, [x], lambda g, _: [tape.new(count, width)])
 
     # Modules.
 
@@ -339,9 +354,9 @@ class Pass:
         tape, tokens = self.tape, self.shape.tokens
         count, wide = embedding.count, embedding.width
         x, ids = tape.new(tokens * self.arch.hidden, wide), tape.new(tokens, 8)
-        tape.result(x, [embedding], lambda g: [tape.new(count, wide, "buffers")], [ids])
+        tape.result(x, [embedding], lambda g, _: [tape.new(count, wide, "buffers")], [ids])
         if require_grad and x.node is None:
-            tape.result(x, [Weight(0, wide, True)], lambda g: [None])
+            tape.result(x, [Weight(0, wide, True)], lambda g, _: [None])
         return x
 
     def hidden(

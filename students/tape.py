@@ -75,8 +75,9 @@ class Weight:
             self.gradient = Buffer(meter, "gradients", self.count * 4 // self.shards)
 
 
-Rule = Callable[[Tensor], Sequence[Tensor | None]]
-"""Gradient of a result -> gradients of its sources; what it makes inside counts, too."""
+Rule = Callable[[Tensor, list[Tensor]], Sequence[Tensor | None]]
+"""(gradient of a result, what was saved for it) -> gradients of its sources; what it makes inside
+counts, too."""
 
 
 class Node:
@@ -182,7 +183,7 @@ class Tape:
         if found is None:
             found = self.new(weight.count, 2, "buffers")
             wide, count = weight.width, weight.count
-            self.result(found, [weight], lambda grad: [self.new(count, wide, "buffers")])
+            self.result(found, [weight], lambda g, _: [self.new(count, wide, "buffers")])
             # torch caches only copies of weights that need gradients.
             if weight.trained:
                 self._casts[id(weight)] = found
@@ -204,7 +205,7 @@ class Tape:
             _, node = heapq.heappop(heap)
             grad = grads.pop(node)
             saved = self._unpack(node)
-            found = node.rule(grad)
+            found = node.rule(grad, saved)
             del grad, saved
             node.saved = []
             node.region = None
