@@ -209,7 +209,7 @@ def _read_extended(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _parsed(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8: {error}") from None
     except yaml.YAMLError as error:
@@ -217,6 +217,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{path} must hold a mapping, found {type(data).__name__}")
     return data
+
+
+def _parsed(text: str) -> Any:
+    """YAML by libyaml's parser, eight times as fast; errors are Python's, which quote the place."""
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except yaml.YAMLError:
+        return yaml.safe_load(text)
 
 
 def _split_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, Any]], str]:
