@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distill.plan import Plan
-from distill.plan_machines import machine
+from distill.plan_search import Found
 
 NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 SMALL = 8192
@@ -11,31 +11,36 @@ SMALL = 8192
 
 
 def hardware_line(plan: Plan) -> str:
-    """`full on 8x80 GB; LoRA and QLoRA on 1x80 GB`: the first of the plan's machines for each.
+    """`QLoRA at 8k tokens on 1x24 GB; LoRA on 1x80 GB; full on 8x80 GB`, from small to large.
 
-    The last stage counts. A smaller machine on which a method fits with a lower `max_length` is
-    named too: `QLoRA on 1x24 GB at 8k tokens`. Empty where nothing is known.
+    Each method on the first of the plan's machines where it fits with the recipe's `max_length` and
+    without offloading, and before that on the first where it fits with one of the two. The last
+    stage of a recipe counts. Empty where nothing is known.
     """
     stage = list(plan.data)[-1]
     rows = [t for t in plan.trainings if t.stage == stage and t.best is not None]
-    whole = plan.recipe.train.max_length
-    places: dict[str, list[str]] = {}
+    clauses: dict[tuple[int, str], list[str]] = {}
     for method, name in NAMES.items():
-        shorter = ""
-        for row in rows:
+        given_up = False
+        for number, row in enumerate(rows):
             found = (row.best or {})[method]
-            length = found.train["max_length"]
-            if not found.trained.fits or length < min(SMALL, whole):
+            terms = _terms(found, plan.recipe.train.max_length)
+            if terms is None or (terms and given_up):
                 continue
-            said = machine(row.machine.label).said
-            if length >= whole:
-                places.setdefault(said, []).append(name)
+            clauses.setdefault((number, terms), []).append(name)
+            if not terms:
                 break
-            if not shorter:
-                shorter = f"{said} at {length // 1024}k tokens"
-                places.setdefault(shorter, []).append(name)
-    return "; ".join(f"{_and(names)} on {place}" for place, names in places.items())
+            given_up = True
+    return "; ".join(
+        f"{' and '.join(names)}{terms} on {rows[number].machine.said}"
+        for (number, terms), names in sorted(clauses.items())
+    )
 
 
-def _and(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _terms(found: Found, whole: int) -> str | None:
+    """What fitting costs: nothing, ` at 8k tokens`, ` with offload`; None: it does not fit."""
+    length = found.train["max_length"]
+    if not found.trained.fits or length < min(SMALL, whole):
+        return None
+    shorter = f" at {length // 1024}k tokens" if length < whole else ""
+    return shorter + (" with offload" if found.train["offload"] else "")
