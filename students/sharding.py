@@ -71,7 +71,6 @@ def shard(model: nn.Module, train: Mapping[str, Any], on: Hardware) -> None:
     gradients are summed in fp32. With `train.offload` the shards live in the machine's memory.
     """
     import torch
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
@@ -81,21 +80,17 @@ def shard(model: nn.Module, train: Mapping[str, Any], on: Hardware) -> None:
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     if train.get("offload"):
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=kind == "cuda")
-    weights = model.state_dict() if on.rank == 0 else {}
+    weights = {n: p.detach() for n, p in model.named_parameters()} if on.rank == 0 else {}
     _forget(model)
     for layer in layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)
-    # Buffers (RoPE frequencies) are right in every process; to_empty would overwrite them.
     buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     model.to_empty(device="cpu" if train.get("offload") else kind)
     for module, name, buffer in buffers:
-        module._buffers[name] = buffer.to(kind)
-    set_model_state_dict(
-        model,
-        weights,
-        options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
-    )
+        module._buffers[name] = _from_first(buffer, buffer, kind, on)
+    for name, parameter in model.named_parameters():
+        _fill(parameter, _from_first(parameter, weights.pop(name, None), kind, on))
     require_shards(model)
     # accelerate would wrap it in DDP; its own mark for "leave this one alone".
     model._is_accelerate_prepared = True  # type: ignore[assignment]
@@ -164,6 +159,29 @@ def unsharded(model: nn.Module) -> nn.Module | None:
         owner, _, leaf = name.rpartition(".")
         plain.get_submodule(owner)._buffers[leaf] = here[name].cpu()
     return plain  # type: ignore[no-any-return]
+
+
+def _from_first(like: Any, mine: Any, device: str, on: Hardware) -> torch.Tensor:
+    """The first process's tensor in every process; `like` has its whole shape and dtype."""
+    import torch
+    import torch.distributed as dist
+
+    if on.rank == 0:
+        whole: torch.Tensor = mine.to(device).contiguous()
+    else:
+        whole = torch.empty(like.shape, dtype=like.dtype, device=device)
+    dist.broadcast(whole, 0)
+    return whole
+
+
+def _fill(parameter: Any, whole: torch.Tensor) -> None:
+    """Put this process's part of `whole` into a sharded parameter."""
+    import torch
+    from torch.distributed.tensor import distribute_tensor
+
+    part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    with torch.no_grad():
+        parameter.to_local().copy_(part.to_local())
 
 
 def _forget(model: nn.Module) -> None:
