@@ -222,7 +222,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parsed(text: str) -> Any:
     """YAML by libyaml's parser, eight times as fast; errors are Python's, which quote the place."""
     try:
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
         return yaml.safe_load(text)
 
