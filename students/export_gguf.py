@@ -25,6 +25,7 @@ DTYPES = ("f32", "f16", "bf16", "q8_0")
 CONVERTER = "convert_hf_to_gguf.py"
 BLOCK = 32
 """Weights that share one scale in q8_0 (ggml)."""
+F16_MAX = 65504.0
 
 
 def write_gguf(
@@ -247,7 +248,7 @@ def _as(stored: str, tensor: Any, name: str) -> Any:
     import numpy as np
     from gguf import GGMLQuantizationType, quants
 
-    if stored == "f16" and float(np.abs(tensor).max(initial=0.0)) > np.finfo(np.float16).max:
+    if stored == "f16" and np.abs(tensor).max(initial=0.0) > F16_MAX:
         raise ModelError(f"'{name}' holds weights beyond f16's 65504", "export as bf16 or f32")
     return quants.quantize(np.ascontiguousarray(tensor), GGMLQuantizationType[stored.upper()])
 

@@ -64,6 +64,8 @@ def vocabulary(model: Path, rows: int) -> Vocabulary:
             "byte-level BPE to GGUF",
             "set LLAMA_CPP to a checkout of llama.cpp: its converter knows more tokenizers",
         )
+    if not core["merges"]:
+        raise ModelError("the tokenizer has no merges, and GGUF cannot say a BPE without any")
     tokens, types = _tokens(told, rows)
     tokenizer = AutoTokenizer.from_pretrained(model)
     plain = tokenizer("a").input_ids
