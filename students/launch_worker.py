@@ -104,7 +104,7 @@ def _lead(meeting: Meeting, job: Job, fitted: bool) -> Path:
     known = {"fingerprint": job.fingerprint, "stage": job.config.get("stage")}
     meeting.tell("request", {**job.as_json(), **known})
     meeting.same_folder(job.out)
-    if apart := meeting.apart():
+    if apart := _apart(meeting):
         _send(meeting, job, len(apart))
     meeting.watch(lambda why: launch.leave_error(job.out, _as_error(why), force=True))
     fit(job, prepared)
@@ -112,6 +112,15 @@ def _lead(meeting: Meeting, job: Job, fitted: bool) -> Path:
     meeting.leave()
     meeting.tell("over", True)
     return student
+
+
+def _apart(meeting: Meeting) -> list[int]:
+    from distill.students import checkpoints
+
+    found = meeting.apart()
+    if found:  # then the first process, which resumes and sends, writes all of a checkpoint
+        os.environ[checkpoints.APART] = "1"
+    return found
 
 
 def _send(meeting: Meeting, job: Job, receivers: int) -> None:
@@ -138,7 +147,7 @@ def _follow(meeting: Meeting, job: Job, failing: _Failing) -> None:
 
     if not meeting.same_folder(job.out):
         job.out = failing.folder = _receive(meeting)
-    meeting.apart()
+    _apart(meeting)
     meeting.watch(lambda why: print(f"error: {_as_error(why)}", file=sys.stderr, flush=True))
     fit(job, prepare(job.config["student"]))
     meeting.hear("over")
