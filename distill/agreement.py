@@ -19,7 +19,7 @@ from distill.mix import balance_of
 from distill.recipe import Recipe
 from distill.stages import stages_of
 
-IN_CHILDREN = ("sample", "train", "evaluate")
+IN_CHILDREN = ("sample", "train", "merge", "evaluate")
 
 
 def check_agreement(recipe: Recipe) -> None:

@@ -20,10 +20,12 @@ VERBS = {
     "filter": ("distill.commands.run", "run a recipe up to filtered traces"),
     "select": ("distill.commands.run", "run a recipe up to its training set"),
     "train": ("distill.commands.run", "run a recipe up to its trained student"),
+    "merge": ("distill.commands.run", "run a recipe up to its student merged with other models"),
     "evaluate": ("distill.commands.run", "run a recipe up to base against student"),
     "report": ("distill.commands.run", "write the report of a RUN again"),
     "plan": ("distill.commands.plan", "say what a recipe will ask for: memory, hours, money"),
     "check": ("distill.commands.check", "say what a recipe lacks here: extras, models, data, keys"),
+    "view": ("distill.commands.view", "read a RUN's traces in the browser, also while it runs"),
     "compare": ("distill.commands.compare", "say what differs between RUNs, in recipe and results"),
     "ablate": ("distill.commands.compare", "run a recipe once for each of key=a,b,c, and compare"),
     "reproduce": ("distill.commands.reproduce", "check a RUN's files, make it again, and compare"),
@@ -91,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="`ablate`: trainings of each"
     )
+    make.add_argument("--port", type=int, default=0, help="`view`: where (default: a free one)")
     make.add_argument("--quiet", action="store_true", help="no progress on stderr")
     make.add_argument("--version", action="version", version=_version())
     return make

@@ -84,7 +84,7 @@ class JobBase:
             raise UsageError(f"no recorded traces '{path}'", "teacher.model names a JSONL file")
         return path
 
-    def _in_child(self, stage: str, payload: Mapping[str, Any]) -> Any:
+    def _in_child(self, stage: str, payload: Mapping[str, Any], python: str = "") -> Any:
         everything = {
             "recipe": self.recipe.model_dump(mode="json"),
             "folder": str(self.folder),
@@ -93,7 +93,7 @@ class JobBase:
         return child.call(
             f"distill.workers:{stage}",
             everything,
-            python=self.recipe.interpreters.get(stage),
+            python=self.recipe.interpreters.get(python or stage),
             log_file=self.log_file,
             distributed=stage == "train",
         )

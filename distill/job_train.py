@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,17 @@ class TrainingJob(JobBase):
                 "shows no GPU",
                 "stop before it with `distill select`, or force it with train.allow_cpu=true",
             )
+        check = resolve("distill.students.trackers:check", {}, what="students")
+        for stage in self.stages:
+            train = stage.recipe.train
+            if train.average > 1 and train.shard == "zero3":
+                raise UsageError(
+                    "train.average reads checkpoints of our own form, and shard: zero3 writes "
+                    "DeepSpeed's",
+                    "use shard: fsdp, or leave train.average out",
+                )
+            check(train.trackers, installed="train" not in recipe.interpreters)
+        self._foresee_merging()
 
     def train(self, dataset: Done, stage: Stage | None = None, before: Done | None = None) -> Done:
         """The student's folder, `student/` in the step's; `before` is the stage it starts from."""
@@ -100,6 +112,65 @@ class TrainingJob(JobBase):
                 f"`train` must write the model folder {out / 'student'} and return it",
             )
 
+    def merge(self, student: Done) -> Done:
+        """The student merged with other models, `student/` in the step's folder."""
+        spec = self.recipe.merge
+        if spec is None:
+            raise UsageError(
+                f"recipe '{self.recipe.name}' merges nothing",
+                "add merge: {models: [student, ...]}",
+            )
+        places = {name: self._model(name, student) for name in spec.named}
+        hashes = {n: self._weights(p, None) for n, p in places.items() if n != "student"}
+        config = {"merge": spec.identity(), "weights": hashes, "seed": self.recipe.seed}
+        step = Step("merge", config, {"student": student.step}, VERSIONS["merge"])
+        payload = {
+            "models": [
+                {"name": name, "path": places[name], "weight": weight}
+                for name, weight in zip(spec.models, spec.shares, strict=True)
+            ],
+            "like": spec.models.index("student") if "student" in spec.models else 0,
+            "method": spec.method,
+            "base": {"name": spec.base, "path": places[spec.base]} if spec.needs_base else None,
+            "parameters": spec.parameters,
+            "seed": self.recipe.seed,
+            "python": self.recipe.interpreters.get("merge"),
+            "title": self.recipe.name,
+            "base_name": self.recipe.student.base,
+        }
+        return self._do(
+            step, lambda out: self._in_child("merge", {**payload, "out": str(out)}, "train")
+        )
+
+    def _model(self, name: str, student: Done | None) -> str:
+        """Where a model of `merge` is: the student, the base, a run's student, or a model's name.
+
+        `student` is None before it is trained: then its base stands for it.
+        """
+        if name in ("student", "base"):
+            own = student is not None and name == "student"
+            return str(student.folder / "student") if own and student else self.base
+        # Beside the recipe, in the runs folder, or `runs/NAME` as the shell completes it.
+        root = self.workspace.root
+        for start in (self.folder, root, root.parent, root.parent.parent):
+            place = start / Path(name).expanduser()
+            if (place / "run.json").is_file():
+                return str(student_of(place))
+        return str(models.student_entry(models.local(name, self.folder)).path)
+
+    def _foresee_merging(self) -> None:
+        spec = self.recipe.merge
+        if spec is None:
+            return
+        places = {name: self._model(name, None) for name in spec.named}
+        for path in places.values():
+            self._weights(path, None)
+        python = self.recipe.interpreters.get("merge")
+        if spec.method != "linear" and python is None and find_spec("mergekit") is None:
+            raise MissingExtra("mergekit", "merge", f"merge.method: {spec.method}")
+        check = resolve("distill.students.merging_checks:foresee", {}, what="students")
+        check({"base": self.base, **places})
+
     def _trainer_version(self) -> str:
         if self.student is not None:
             return code_version(self.student)
@@ -123,3 +194,13 @@ def _goes_on(before: Done, student: Mapping[str, Any]) -> dict[str, Any]:
         "template": template,
         "think_tokens": "text",
     }
+
+
+def student_of(run: Path) -> Path:
+    """The student's folder of a finished run. Raises UsageError where it has none."""
+    steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"]
+    trained = [e for n, e in steps.items() if e.get("step", n) in ("train", "merge")]
+    folder = run.parent / str(trained[-1]["folder"]) / "student" if trained else run
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"the run {run.name} has no student", "name one that was trained")
+    return folder

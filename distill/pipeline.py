@@ -30,7 +30,10 @@ from distill.terms import warn
 if TYPE_CHECKING:
     from distill.report import Report
 
-STAGES = ("problems", "sample", "grade", "filter", "select", "train", "evaluate", "report")
+STAGES = (
+    *("problems", "sample", "grade", "filter", "select", "train", "merge", "evaluate"),
+    "report",
+)
 
 
 def distil(job: Job) -> Iterator[Done]:
@@ -57,6 +60,8 @@ def distil(job: Job) -> Iterator[Done]:
     for stage, dataset in zip(job.stages, datasets, strict=True):
         yield (student := job.train(dataset, stage, student))
     assert student is not None, "a recipe has at least one stage"
+    if job.recipe.merge is not None:
+        yield (student := job.merge(student))
     yield job.evaluate(problems, student, tasks)
 
 
@@ -80,6 +85,8 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if until not in STAGES:
         raise UsageError(f"unknown stage '{until}'", f"stages: {', '.join(STAGES)}")
+    if until == "merge" and recipe.merge is None:
+        raise UsageError(f"recipe '{recipe.name}' merges nothing", "add merge: {models: [...]}")
     if isinstance(teacher, str):
         recipe.teacher, teacher = _assigned(recipe, "teacher", teacher), None
     if isinstance(student, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_serializer, model_validator
@@ -11,6 +12,15 @@ from distill.schema_train import Training
 from distill.section import Section
 
 S = TypeVar("S", bound=Section)
+
+
+DIFFERENCES = (
+    *("task_arithmetic", "ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties"),
+    *("della", "della_linear", "model_stock", "sce"),
+)
+"""mergekit's methods that add differences from a base."""
+OTHERS = ("slerp", "nuslerp", "multislerp", "arcee_fusion", "karcher")
+METHODS = ("linear", *OTHERS, *DIFFERENCES)
 
 
 class StageStudent(Section):
@@ -62,8 +72,32 @@ class MergeSpec(Section):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """mergekit's parameters, such as `{t: 0.5}` of slerp or `{density: 0.5}` of ties."""
 
+    @property
+    def shares(self) -> list[float]:
+        """A weight for each model."""
+        return self.weights or [1.0 / len(self.models)] * len(self.models)
+
+    @property
+    def named(self) -> list[str]:
+        """Every model that is read."""
+        return list(dict.fromkeys([*self.models, *([self.base] if self.needs_base else [])]))
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the method takes differences from `base`."""
+        return self.method in DIFFERENCES
+
+    def identity(self) -> dict[str, Any]:
+        """As of any section; what is not used is left out, so that it changes nothing."""
+        plain = super().identity()
+        return {k: v for k, v in plain.items() if k != "base" or self.needs_base}
+
     @model_validator(mode="after")
     def _agree(self) -> MergeSpec:
+        if self.method not in METHODS:
+            close = difflib.get_close_matches(self.method, METHODS, n=1, cutoff=0.5)
+            near = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"merge.method is one of {', '.join(METHODS)}{near}")
         if self.weights and len(self.weights) != len(self.models):
             raise ValueError(
                 f"merge has {len(self.models)} models and {len(self.weights)} weights: "
@@ -73,8 +107,8 @@ class MergeSpec(Section):
             raise ValueError("the weights of merge sum to 0, and the mean divides by their sum")
         if self.method == "linear" and self.parameters:
             raise ValueError("merge.parameters are mergekit's; linear takes weights alone")
-        if self.method == "slerp" and len(self.models) != 2:
-            raise ValueError(f"slerp is between two models, found {len(self.models)}")
+        if self.method in ("slerp", "nuslerp", "arcee_fusion") and len(self.models) != 2:
+            raise ValueError(f"{self.method} is between two models, found {len(self.models)}")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,14 @@ def train(payload: Mapping[str, Any]) -> str:
     _quiet()
     student = build_student(payload["trainer"], Path(payload["folder"]))
     return str(student.train(Path(payload["dataset"]), Path(payload["out"]), payload["config"]))
+
+
+def merge(payload: Mapping[str, Any]) -> None:
+    """The merge step: the student's weights with other models'."""
+    _quiet()
+    merging = resolve("distill.students.merging:merge", {}, what="students")
+    summary = json.dumps(merging(payload), ensure_ascii=False, indent=1)
+    (Path(payload["out"]) / "summary.json").write_text(summary, encoding="utf-8")
 
 
 def evaluate(payload: Mapping[str, Any]) -> None:

@@ -30,15 +30,15 @@ class Tracker(Protocol):
         """Write what is left."""
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise UsageError for a tracker that is not known, or not installed."""
+def check(names: Sequence[str], installed: bool = True) -> None:
+    """Raise UsageError for a tracker that is not known, or not `installed` though it must be."""
     for name in names:
         if name not in KNOWN:
             raise UsageError(
                 f"train.trackers names '{name}', which is none of {', '.join(KNOWN)}",
                 "every row is in the step's log.jsonl, for any other tool",
             )
-        if importlib.util.find_spec(name) is None:
+        if installed and importlib.util.find_spec(name) is None:
             raise UsageError(
                 f"train.trackers: [{name}] needs the package '{name}', which is not installed",
                 f"pip install {name}",

@@ -114,7 +114,7 @@ def rehearse(recipe: Recipe, *, until: str = "report", runs: Path | str | None =
             if job.last(until) == ("problems" if name == "import" else done.label):
                 break
     except DistillError as error:
-        at = _after(name)
+        at = _after(name, recipe)
         error.message = f"the rehearsal failed at {at}: {error.message}"
         error.args = (error.message,)
         raise
@@ -123,9 +123,10 @@ def rehearse(recipe: Recipe, *, until: str = "report", runs: Path | str | None =
     return 0
 
 
-def _after(name: str) -> str:
+def _after(name: str, recipe: Recipe) -> str:
     """The step that follows the last one that was done."""
     order = [*STAGES[:1], "tasks", *STAGES[1:]]
+    order = [step for step in order if step != "merge" or recipe.merge]
     if not name:
         return order[0]
     known = "problems" if name == "import" else name
