@@ -47,7 +47,12 @@ def check(tokenizer: Any, spec: RenderSpec) -> list[str]:
     after = whole.partition(ANSWER)[2].lstrip()
     if not after.startswith(tokenizer.eos_token):
         wrong.append(f"it does not end an answer with EOS '{tokenizer.eos_token}'")
-    wanted = prompt + completion_text(said[-1]["content"], spec)
+    completion = completion_text(said[-1]["content"], spec)
+    opened = prompt.count(spec.tags.open) - bare.count(spec.tags.open)
+    opened += completion.count(spec.tags.open)
+    if opened != 1:
+        wrong.append(f"'{spec.tags.open}' is opened {opened} times in prompt and answer")
+    wanted = prompt + completion
     if THOUGHT in whole and not whole.startswith(wanted):
         wrong.append("an answer in the chat is not written as it is said after the prompt")
     bos = tokenizer.bos_token_id

@@ -16,11 +16,17 @@ LLAMA3 = (
     "<|eot_id|>",
     "<|finetune_right_pad_id|>",
 )
+MISTRAL = ("<s>", "</s>", "[INST]", "[/INST]")
+GEMMA = ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
+PHI3 = ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 
 
 def tokenizer(specials: tuple[str, ...] = CHATML, **settings: Any) -> Any:
-    """One token for a byte, and special tokens; EOS and PAD are the first, as Qwen's base has."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """One token for a byte, and special tokens; EOS and PAD are the first, as Qwen's base has.
+
+    `adds_bos`: it begins every text with BOS, as Llama 3's does.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -29,6 +35,10 @@ def tokenizer(specials: tuple[str, ...] = CHATML, **settings: Any) -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(list(specials))
+    if settings.pop("adds_bos", False):
+        bos = str(settings["bos_token"])
+        first = [(bos, core.token_to_id(bos))]
+        core.post_processor = processors.TemplateProcessing(f"{bos} $A", None, first)
     settings = {"eos_token": specials[0], "pad_token": specials[0], **settings}
     return PreTrainedTokenizerFast(tokenizer_object=core, **settings)
 
