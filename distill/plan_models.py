@@ -47,19 +47,36 @@ def student(recipe: Recipe) -> Student:
     base = recipe.student.base
     if not base:
         return Student("(object)", why="the student is an object of yours: its size is unknown")
-    name = models.local(base, recipe.folder)
     try:
-        if name not in models.of_students("catalog:bases")() and not Path(name).is_dir():
-            cached = _cached(name, recipe.student.revision)
-            if cached is None:
-                return Student(base, why=_fetch(base))
-            name = cached
-        arch = models.student_entry(name).arch
+        entry = _entry(recipe)
     except DistillError as error:
         return Student(base, why=f"{error.message}; {error.hint}" if error.hint else error.message)
-    if arch is None:
+    if entry is None:
+        return Student(base, why=_fetch(base))
+    if entry.arch is None:
         return Student(base, why=f"the config.json of {base} has an architecture unknown here")
-    return Student(base, arch)
+    return Student(base, entry.arch)
+
+
+def new_tokens(recipe: Recipe) -> int:
+    """Rows of the embedding that LoRA has to train: tokens that the base never saw."""
+    added = 2 if recipe.student.think_tokens == "tokens" else 0
+    try:
+        entry = _entry(recipe) if recipe.student.base else None
+    except DistillError:
+        entry = None
+    return added + len(entry.untrained if entry is not None else ())
+
+
+def _entry(recipe: Recipe) -> Any:
+    """The base's entry of the students' catalog; None for a model that is not on this machine."""
+    name = models.local(recipe.student.base, recipe.folder)
+    if name not in models.of_students("catalog:bases")() and not Path(name).is_dir():
+        cached = _cached(name, recipe.student.revision)
+        if cached is None:
+            return None
+        name = cached
+    return models.student_entry(name)
 
 
 def teacher(recipe: Recipe) -> Served | str:

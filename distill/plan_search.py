@@ -15,6 +15,7 @@ from typing import Any
 
 from distill.plan_data import Data
 from distill.plan_machines import GIB, Machine
+from distill.plan_models import new_tokens
 from distill.plan_training import Trained, at_least, evaluate, hours_of
 from distill.recipe import Recipe, variants_of
 
@@ -187,8 +188,10 @@ def _yaml(value: Any) -> str:
 
 
 def own(recipe: Recipe) -> Sections:
-    """The recipe's own sections."""
-    return recipe.student.model_dump(mode="json"), recipe.train.model_dump(mode="json"), ()
+    """The recipe's own sections; the student's with the number of its new tokens."""
+    student = recipe.student.model_dump(mode="json")
+    student["new_tokens"] = new_tokens(recipe)
+    return student, recipe.train.model_dump(mode="json"), ()
 
 
 def sections(recipe: Recipe, method: str) -> Sections:

@@ -78,8 +78,8 @@ def _training(plan: Plan, stage: str, paint: Paint) -> list[str]:
     numbers = "".join(f"{head:>8}" for head in HEADS)
     lines += [
         "",
-        f"{'training':<{LEFT}}{'':<13}{'GiB of one GPU':<57}{'the whole machine':>20}",
-        f"{'machine':<{LEFT}}{'method':<13}{numbers}{'sum':>7}{'free':>6}{'hours':>8}{'USD':>8}",
+        f"{'training':<{LEFT}}{'':<12}{'GiB of one GPU':<57}{'the whole machine':>20}",
+        f"{'machine':<{LEFT}}{'method':<12}{numbers}{'sum':>7}{'free':>6}{'hours':>8}{'USD':>8}",
     ]
     for row in rows:
         lines += _machine(row, paint)
@@ -120,7 +120,7 @@ def _machine(row: Training, paint: Paint) -> Iterator[str]:
 
 def _row(label: str, name: str, found: Found, paint: Paint, row: Training) -> Iterator[str]:
     trained = found.trained
-    start = f"{label:<{LEFT}}{name:<13}"
+    start = f"{label:<{LEFT}}{name:<12}"
     if not trained.fits:
         length = found.train["max_length"]
         said = f"does not fit: {trained.short}"

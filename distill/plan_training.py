@@ -94,8 +94,13 @@ def evaluate(
 
 
 def memory(arch: Any, student: Mapping[str, Any], train: Mapping[str, Any]) -> Any:
-    """`students/memory.py: Parts` of one process, at its longest example, on a GPU."""
-    setting = models.of_students("memory:Setting").of(student, train, world=processes(train))
+    """`students/memory.py: Parts` of one process, at its longest example, on a GPU.
+
+    `student` is that section of a recipe, and `new_tokens` the rows that LoRA trains beside it.
+    """
+    setting = models.of_students("memory:Setting").of(
+        student, train, world=processes(train), new_tokens=int(student.get("new_tokens") or 0)
+    )
     return models.of_students("memory:estimate")(arch, setting)
 
 
@@ -187,7 +192,8 @@ def hours_of(
     updates = data.updates(train)
     if updates is None:
         return None
-    method, gpu, world = student["method"], machine.gpu, processes(train)
+    method, gpu = student["method"], machine.gpu
+    together = max(1, int(train["context_parallel"]))
     work = _flops(arch, student, train, data, "hardware_flops")
     # The utilisation is that of full training with recomputation, as papers report it: what the
     # GPU really does is more, and other methods do it at the same rate.
@@ -196,12 +202,13 @@ def hours_of(
     rate = gpu.flops * (mfu or assumed("mfu")) * done / useful
     budget = int(train["micro_batch_tokens"] or train["max_length"])
     batch = min(int(train["batch_size"]), data.examples or 1)
-    drawn = _layout(data.lengths, batch, budget, world, bool(train["packing"]))
+    replicas = max(1, processes(train) // together)
+    drawn = _layout(data.lengths, batch, budget, replicas, bool(train["packing"]))
     busiest = sum(max(work[mine].sum() for mine in shares) for _, shares in drawn) / DRAWN
     passes = sum(most for most, _ in drawn) / DRAWN
     # The updates that were drawn stand for the mean one, whose work is known.
     every = sum(work[mine].sum() for _, shares in drawn for mine in shares) / DRAWN
-    compute = busiest / every * work.mean() * batch / rate
+    compute = busiest / every * work.mean() * batch / rate / together
     if method == "qlora":
         compute *= assumed("qlora")
     moved = _moved(arch, student, train, machine, passes, compute)

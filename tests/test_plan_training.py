@@ -56,18 +56,28 @@ def test_logits_are_never_whole() -> None:
     assert memory(arch, student, train).logits < whole / 4
 
 
-def test_every_recipe_and_variant_says_what_it_needs_on_every_machine() -> None:
-    for name in shipped_recipes():
-        for variant in ["", *variants_of(name)]:
-            recipe = Recipe.load(name, variant=variant)
-            arch, data = arch_of(recipe), data_of(recipe)
-            for on in machines():
-                found = as_it_is(recipe, arch, on, data).trained
-                assert found.needed > 0, (name, variant, on.label)
-                assert found.fits == (not found.short)
-                if found.fits:
-                    assert found.free >= 0
-                    assert found.hours is None or found.hours > 0
+def check_own_setting(name: str, variant: str = "") -> None:
+    recipe = Recipe.load(name, variant=variant)
+    arch, data = arch_of(recipe), data_of(recipe)
+    for on in machines():
+        found = as_it_is(recipe, arch, on, data).trained
+        assert found.needed > 0, (name, variant, on.label)
+        assert found.fits == (not found.short)
+        if found.fits:
+            assert found.free >= 0
+            assert found.hours is None or found.hours > 0
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_recipe_says_what_it_needs_on_every_machine(name: str) -> None:
+    check_own_setting(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_variant_says_what_it_needs_on_every_machine(name: str) -> None:
+    for variant in variants_of(name):
+        check_own_setting(name, variant)
 
 
 def test_a_recipe_of_eight_gpus_does_not_fit_one() -> None:
