@@ -16,6 +16,7 @@ import pytest
 
 from distill import child
 from distill.errors import DataError, DistillError, MissingExtra, UsageError
+from distill.recipe import Recipe
 from distill.students import launch, launch_slurm
 from tests import launching
 
@@ -252,3 +253,21 @@ def test_nothing_is_left_running(tmp_path: Path, whom: str) -> None:
     if whom == "torchrun":
         assert "launcher was ended by signal 9" in said
     assert "ChildFailedError" not in said
+
+
+def test_the_batch_script_trains_on_all_that_slurm_gave(tmp_path: Path) -> None:
+    (tmp_path / "distill").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "distill").chmod(0o755)
+    script = Path(__file__).parent.parent / "scripts" / "cluster" / "train.sbatch"
+    told = {"SLURM_JOB_NUM_NODES": "4", "SLURM_GPUS_ON_NODE": "8"}
+    done = subprocess.run(
+        ["bash", str(script), "70b", "--runs", "/shared/runs"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **told},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    verb, recipe, *rest = done.stdout.splitlines()
+    assert (verb, recipe, rest[:2]) == ("train", "70b", ["--runs", "/shared/runs"])
+    got = Recipe.load(recipe, overrides=rest[2:]).train
+    assert (got.nodes, got.processes, got.launcher) == (4, 8, "auto")
