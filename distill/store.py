@@ -144,15 +144,20 @@ class TracePool:
         raise self._changed(row)
 
     def traces(
-        self, keys: Iterable[TraceKey] | None = None, *, last: int | None = None
+        self,
+        keys: Iterable[TraceKey] | None = None,
+        *,
+        last: int | None = None,
+        start: int = 0,
     ) -> Iterator[Trace]:
         """The traces of `keys` that are stored, in that order; by default all, oldest first.
 
-        Without `keys`, `last` takes those of the newest so many segment files alone.
+        Without `keys`, `last` takes those of the newest so many segment files alone, and `start`
+        passes over so many of the oldest.
         """
         if keys is None:
             first = 0 if last is None else len(self._segments) - last
-            for row in range(len(self._table)):
+            for row in range(start, len(self._table)):
                 if self._table.place(row)[0] >= first:
                     yield from_row(Trace, json.loads(self._line(row)))
             return

@@ -1,0 +1,231 @@
+"""The viewer: what it finds, what it shows while a run goes on; hostile text stays text."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.records import Problem, Trace, read_records
+from distill.store import TracePool
+from distill.view.book import EVALUATION, PAGE, Asked, Book
+from distill.view.render import ATTRIBUTES, ELEMENTS, text_html
+from distill.view.server import Viewer
+from tests.make_run import HOSTILE, make_run
+from tests.test_report_browser import browser as browser
+from tests.test_report_browser import look
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs"), hostile=True)
+
+
+@pytest.fixture(scope="module")
+def viewer(run: Path) -> Iterator[Viewer]:
+    with Viewer(run) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+def ask(viewer: Viewer, path: str, host: str = "", method: str = "GET") -> tuple[int, str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", viewer.server_address[1], timeout=20)
+    connection.request(method, path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode(), answer.headers
+
+
+# -- what is found -----------------------------------------------------------------------------
+
+
+def test_every_trace_is_there_with_what_became_of_it(run: Path) -> None:
+    book = Book(run)
+    folder = {name: Path(step.folder) for name, step in book.source.steps.items()}
+    grades = [json.loads(x) for x in (folder["grade"] / "grades.jsonl").read_text().splitlines()]
+    assert [e.outcome for e in book.traces.entries] == [g["outcome"] for g in grades]
+    verdicts = (folder["select"] / "verdicts.jsonl").read_text().splitlines()
+    kept = [json.loads(line)["kept"] for line in verdicts]
+    assert sum(bool(e.kept) for e in book.traces.entries) == sum(kept)
+    assert all(e.reason for e in book.traces.entries if e.kept is False)
+
+
+def test_pages_of_a_list_hold_every_entry_once(run: Path) -> None:
+    book, seen, start = Book(run), [], 0
+    while start is not None:
+        found, following = book.select(Asked(outcome="correct"), start)
+        assert len(found) <= PAGE
+        seen += [(e.problem, e.index) for e in found]
+        start = following
+    wanted = [(e.problem, e.index) for e in book.traces.entries if e.outcome == "correct"]
+    assert seen == wanted
+
+
+def test_words_are_found_whatever_their_case_in_texts_alone(run: Path) -> None:
+    book = Book(run)
+    entry = book.traces.entries[7]
+    text = book.text(entry)
+    words = text[len(text) // 2 : len(text) // 2 + 25]
+    for asked in (words, words.upper()):
+        found, _ = book.select(Asked(words=asked))
+        assert (entry.problem, entry.index) in {(e.problem, e.index) for e in found}
+        assert all(words.lower() in book.text(e).lower() for e in found)
+    # In every row as a key, and in no text.
+    assert book.select(Asked(words="completion_tokens"))[0] == []
+
+
+def test_answers_are_filtered_by_model(run: Path) -> None:
+    book = Book(run)
+    found, _ = book.select(Asked(kind=EVALUATION, filter="student"))
+    assert found
+    assert {e.role for e in found} == {"student"}
+    _, answers = book.of_problem(found[0].problem)
+    assert {e.role for e in answers} == {"base", "base-best", "student", "teacher"}
+
+
+def test_a_run_is_read_while_it_samples(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=("problems",))
+    path = run / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running"}))
+    book = Book(run)
+    assert book.running
+    assert book.traces.entries == []
+    problems = list(
+        read_records(Problem, next((tmp_path / "steps").glob("prob*")) / "problems.jsonl")
+    )
+    with TracePool.open(tmp_path / "pool" / "abc", write=True, content={"teacher": "t"}) as pool:
+        pool.append([Trace(problem_id=problems[0].id, index=0, text="one $x^2$")])
+        pool.append([Trace(problem_id="of another run", index=0, text="two")])
+        book._seen = []
+        book.refresh()
+        assert [book.text(e) for e in book.traces.entries] == ["one $x^2$"]
+        pool.append([Trace(problem_id=problems[1].id, index=0, text="three")])
+        book.refresh()
+        assert [book.text(e) for e in book.traces.entries] == ["one $x^2$", "three"]
+        assert [e.problem for e in book.select(Asked(words="THREE"))[0]] == [problems[1].id]
+
+
+def test_a_torn_line_and_a_missing_step_are_no_obstacle(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=("problems", "sample"))
+    traces = next((tmp_path / "steps").glob("sample-*")) / "traces.jsonl"
+    count = len(traces.read_text().splitlines())
+    with traces.open("a") as file:
+        file.write('{"problem_id": "torn')
+    book = Book(run)
+    assert len(book.traces.entries) == count
+    assert {e.kept for e in book.traces.entries} == {None}
+
+
+# -- what is shown -----------------------------------------------------------------------------
+
+
+def test_formulas_and_code_are_set_and_prices_are_not() -> None:
+    pytest.importorskip("latex2mathml", reason="the extra view is not installed")
+    shown = text_html("$x^2$ is \\[\\frac12\\] and \\boxed{\\frac{1}{2}}; it cost $5 and $6.")
+    assert shown.count("<math") == 3
+    assert "cost $5 and $6." in shown
+    assert "menclose" not in shown
+    assert '<span class="' in text_html("```python\nprint(1)\n```")
+    assert text_html("```python\nprint(1)").startswith("<pre")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HOSTILE,
+        "$\\text{<img src=x onerror=alert(1)>}$",
+        "$\\href{javascript:alert(1)}{x}$",
+        '$\\color{red" onclick="alert(1)}{x}$',
+        f"```html\n{HOSTILE}\n```",
+        f"```{HOSTILE}\n1\n```",
+        "$" + "{" * 900 + "$",
+        "\\(" + "\\frac{" * 200 + "\\)",
+    ],
+)
+def test_no_text_brings_markup_along(text: str) -> None:
+    Markup().take(text_html(text))
+
+
+@given(st.text(alphabet="$\\()[]{}<>`ab1^_ \n\"'&", max_size=120))
+def test_any_text_becomes_harmless_markup(text: str) -> None:
+    Markup().take(text_html(text))
+
+
+class Markup(HTMLParser):
+    """Fails on any element or attribute that the viewer does not write itself."""
+
+    def take(self, text: str) -> None:
+        self.opened: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.opened
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in ELEMENTS | {"span", "pre", "code"}
+        assert {name for name, _ in attrs} <= ATTRIBUTES | {"class"}
+        self.opened.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.opened.pop() == tag
+
+
+def test_the_server_answers_this_machine_alone(viewer: Viewer) -> None:
+    status, page, headers = ask(viewer, "/")
+    assert status == 200
+    assert "<script" not in page
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert ask(viewer, "/", host="evil.example:80")[0] == 403
+    assert ask(viewer, "/", method="POST")[0] == 501
+    assert viewer.server_address[0] == "127.0.0.1"
+    for path in ("/../run.json", "/problem/../../etc/passwd", "/problem/none", "/run.json"):
+        assert ask(viewer, path)[0] == 404
+
+
+def test_a_query_of_nonsense_is_a_page(viewer: Viewer) -> None:
+    for query in (f"q={quote(HOSTILE)}", "start=-1", "start=99999", "outcome=%00", "kind=x&q=%ff"):
+        status, page, _ = ask(viewer, f"/?{query}")
+        assert status == 200
+        assert "<script" not in page
+
+
+def test_head_has_no_body(viewer: Viewer) -> None:
+    status, body, _ = ask(viewer, "/", method="HEAD")
+    assert (status, body) == (200, "")
+
+
+@pytest.mark.slow
+def test_in_a_real_browser_nothing_runs_and_everything_can_be_read(
+    browser: Any, viewer: Viewer, tmp_path: Path
+) -> None:
+    look(browser, viewer.url, 1280)
+    assert browser.execute_script("return window.pwned") is None
+    browser.find_element("name", "q").send_keys("window.pwned")
+    browser.find_element("css selector", ".search button").click()
+    links = browser.find_elements("css selector", ".entries a")
+    assert links
+    links[0].click()
+    assert browser.execute_script("return window.pwned") is None
+    assert browser.execute_script("return document.scripts.length") == 0
+    opened = browser.find_elements("css selector", "article details[open]")
+    assert len(opened) == 1
+    student = Book(viewer.book.run).answers.entries[-1]
+    look(browser, f"{viewer.url}problem/{student.problem}", 360)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert len(browser.find_elements("css selector", ".sides > section")) == 4
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+def test_write_is_not_needed(run: Path) -> None:
+    before = sorted(p for p in run.parent.rglob("*"))
+    Book(run)
+    assert sorted(p for p in run.parent.rglob("*")) == before
