@@ -46,7 +46,9 @@ class TrainingJob(JobBase):
                     "DeepSpeed's",
                     "use shard: fsdp, or leave train.average out",
                 )
-            check(train.trackers, installed="train" not in recipe.interpreters)
+            check(train.trackers, installed=own)
+            if why := plan_advice.fits(stage.recipe):
+                log.warning("%s", why)
         self._foresee_merging()
 
     def train(self, dataset: Done, stage: Stage | None = None, before: Done | None = None) -> Done:
