@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distill import agreement, models, nodes, workers
-from distill.errors import MissingExtra, UsageError
+from distill import agreement, interpreters, models, nodes, plan_advice, workers
+from distill.errors import DistillError, MissingExtra, UsageError
 from distill.job_base import VERSIONS, JobBase, summary_of
 from distill.resolve import code_version, resolve
 from distill.stages import Stage
 from distill.step import Done, Step
+
+
+log = logging.getLogger(__name__)
 
 
 class TrainingJob(JobBase):
@@ -82,7 +86,17 @@ class TrainingJob(JobBase):
         if validation.is_file():
             config["validation"] = str(validation)
         step = Step("train", identity, inputs, VERSIONS["train"])
-        return self._do(step, lambda out: self._train(dataset, out, config), stage.label("train"))
+
+        def work(out: Path) -> None:
+            try:
+                self._train(dataset, out, config)
+            except DistillError as error:
+                # What fits this machine is the planner's to say; the trainer knows nothing of it.
+                if error.message.startswith("out of memory"):
+                    error.hint = f"{plan_advice.advice(recipe)}; the same command goes on"
+                raise
+
+        return self._do(step, work, stage.label("train"))
 
     def _card(self, stage: Stage) -> dict[str, Any]:
         """What the trainer's first model card says besides what it knows itself."""
@@ -168,8 +182,12 @@ class TrainingJob(JobBase):
         for path in places.values():
             self._weights(path, None)
         python = self.recipe.interpreters.get("merge")
-        if spec.method != "linear" and python is None and find_spec("mergekit") is None:
-            raise MissingExtra("mergekit", "merge", f"merge.method: {spec.method}")
+        if spec.method != "linear":
+            lacks = find_spec("mergekit") is None
+            if python is not None:
+                lacks = "mergekit" not in interpreters.probe(python, ("mergekit",))["packages"]
+            if lacks:
+                raise MissingExtra("mergekit", "merge", f"merge.method: {spec.method}")
         check = resolve("distill.students.merging_checks:foresee", {}, what="students")
         check({"base": self.base, **places})
 

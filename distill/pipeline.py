@@ -92,7 +92,9 @@ def run(
     if isinstance(student, str):
         recipe.student, student = _assigned(recipe, "student", student), None
     check_names(recipe)
-    interpreters.check(recipe, STAGES[: STAGES.index(until) + 1])
+    # That of `merge` runs mergekit and nothing of ours.
+    needed = STAGES[: STAGES.index(until) + 1]
+    interpreters.check(recipe, [stage for stage in needed if stage != "merge"])
     workspace = Workspace(Path(runs or os.environ.get("DISTILL_RUNS") or "runs").resolve())
     job = Job(recipe, workspace, teacher, student)
     record = RunRecord(job, until, command)
