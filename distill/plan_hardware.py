@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from distill.plan import Plan
 from distill.plan_search import Found
 
@@ -32,7 +34,7 @@ def hardware_line(plan: Plan) -> str:
                 break
             given_up = True
     return "; ".join(
-        f"{' and '.join(names)}{terms} on {rows[number].machine.said}"
+        f"{_and(names)}{terms} on {rows[number].machine.said}"
         for (number, terms), names in sorted(clauses.items())
     )
 
@@ -43,4 +45,10 @@ def _terms(found: Found, whole: int) -> str | None:
     if not found.trained.fits or length < min(SMALL, whole):
         return None
     shorter = f" at {length // 1024}k tokens" if length < whole else ""
-    return shorter + (" with offload" if found.train["offload"] else "")
+    rank = re.search(r"^rank \d+", found.compromise)
+    lower = f" of {rank.group()}" if rank else ""
+    return lower + shorter + (" with offload" if found.train["offload"] else "")
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

@@ -1,8 +1,8 @@
 """The cheapest setting of each method that fits a machine, as the overrides to type.
 
 Searched are the keys that cannot change a result (processes, sharding, offload, recomputation,
-tokens of a forward pass). A lower `max_length` leaves examples out: it is tried only where nothing
-else fits, and said.
+tokens of a forward pass). A lower `max_length` leaves examples out, and a lower rank learns less:
+they are tried only where nothing else fits, in this order, and said.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ MARGIN = 0.05
 """Share of a GPU's memory that a suggested setting leaves free: the estimate may be that wrong."""
 SHORTER = (24576, 16384, 8192, 4096, 2048, 1024, 512)
 """Lengths that are tried where the recipe's does not fit."""
+LOWER_RANKS = (64, 32, 16)
+"""Ranks of LoRA that are tried where no length fits."""
 LEFT_OUT = 0.5
 """The largest share of examples that a shorter `max_length` may leave out."""
 FULL_PASS = 32768
 """Tokens of a forward pass beyond which more make nothing faster."""
 EQUAL = 0.03
 """Settings whose hours differ by less are equally fast: the one nearest the recipe is taken."""
-RUNTIME = (
+KEYS = (
     *("processes", "nodes", "shard", "offload", "gradient_checkpointing", "micro_batch_tokens"),
-    "max_length",
+    *("context_parallel", "max_length"),
 )
 LORA_RATE = 10
 """LoRA's learning rate over that of full training (LoRA Without Regret, Thinking Machines 2025)."""
@@ -80,29 +82,43 @@ def cheapest(
     student, train, typed = way or sections(recipe, method)
     whole = recipe.train.max_length
     room = min((1 - MARGIN) * machine.gpu.usable, below * GIB)
-    lengths = [train["max_length"], *(n for n in SHORTER if n < train["max_length"])]
-    kept = data.within(lengths[0])
-    for length in lengths:
-        shorter = data.within(length)
-        if length < whole and shorter.too_long > LEFT_OUT:
-            break
-        kept = shorter
+    for start, kept in _attempts(train, method, data, whole):
         look = _Look(arch, student, train, machine, kept, mfu)
-        settings = list(_settings(train, machine, length, method))
+        settings = list(_settings(start, machine, method))
         chosen = look.fastest(settings, room)
         if chosen is not None:
             break
     if chosen is None:
         chosen = look.smallest(settings)
-    length = chosen["max_length"]
-    left = kept.too_long - data.within(whole).too_long
-    said = f"{_share(left)} of the examples are longer: left out" if length < whole else ""
+    said = _compromise(chosen, train, whole, kept.too_long - data.within(whole).too_long)
     trained = evaluate(arch, student, chosen, machine, kept, mfu)
     return Found(trained, (*typed, *_typed(chosen, train)), chosen, said)
 
 
-def _share(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "under 1%"
+def _attempts(
+    train: Mapping[str, Any], method: str, data: Data, whole: int
+) -> Iterator[tuple[dict[str, Any], Data]]:
+    """What is given up one after another: nothing, length, and then the adapter's rank."""
+    rank = train["lora"]["rank"]
+    lower = [] if method == "full" else [r for r in LOWER_RANKS if r < rank]
+    for chosen in (rank, *lower):
+        for length in (train["max_length"], *(n for n in SHORTER if n < train["max_length"])):
+            kept = data.within(length)
+            if length < whole and kept.too_long > LEFT_OUT:
+                break
+            yield {**train, "max_length": length, "lora": {**train["lora"], "rank": chosen}}, kept
+
+
+def _compromise(
+    chosen: Mapping[str, Any], train: Mapping[str, Any], whole: int, left_out: float
+) -> str:
+    found = []
+    if chosen["lora"]["rank"] < train["lora"]["rank"]:
+        found.append(f"rank {chosen['lora']['rank']} instead of {train['lora']['rank']}")
+    if chosen["max_length"] < whole:
+        share = f"{left_out:.0%}" if left_out >= 0.01 else "under 1%"
+        found.append(f"{share} of the examples are longer: left out")
+    return "; ".join(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +165,9 @@ class _Look:
         return found.fits and found.needed * GIB < room
 
 
-def _settings(
-    train: Mapping[str, Any], machine: Machine, length: int, method: str
-) -> Iterator[dict[str, Any]]:
+def _settings(train: Mapping[str, Any], machine: Machine, method: str) -> Iterator[dict[str, Any]]:
     """All settings worth a look on all GPUs of a machine."""
+    length = train["max_length"]
     sharded = train["shard"] if train["shard"] != "none" else "fsdp"
     # bitsandbytes' weights are not sharded by this trainer: every process holds all of them.
     shards = ["none", sharded] if machine.total > 1 and method != "qlora" else ["none"]
@@ -169,16 +184,16 @@ def _settings(
                 "offload": offload,
                 "gradient_checkpointing": again,
                 "micro_batch_tokens": budget,
-                "max_length": length,
                 "context_parallel": 1,
             }
 
 
 def _typed(setting: Mapping[str, Any], train: Mapping[str, Any]) -> tuple[str, ...]:
     """The overrides from one train section to another."""
-    return tuple(
-        f"train.{key}={_yaml(setting[key])}" for key in RUNTIME if setting[key] != train[key]
-    )
+    typed = [f"train.{key}={_yaml(setting[key])}" for key in KEYS if setting[key] != train[key]]
+    if setting["lora"]["rank"] != train["lora"]["rank"]:
+        typed.append(f"train.lora.rank={setting['lora']['rank']}")
+    return tuple(typed)
 
 
 def _yaml(value: Any) -> str:

@@ -122,10 +122,9 @@ def _row(label: str, name: str, found: Found, paint: Paint, row: Training) -> It
     trained = found.trained
     start = f"{label:<{LEFT}}{name:<12}"
     if not trained.fits:
-        length = found.train["max_length"]
         said = f"does not fit: {trained.short}"
-        if found.overrides and length < row_length(row):
-            said += f", even with max_length {length:,}"
+        if found.overrides and found.train["max_length"] < row_length(row):
+            said += f" (max_length {found.train['max_length']:,})"
         yield start + "  " + paint("bad", said)
         return
     parts = trained.parts

@@ -32,6 +32,8 @@ context."""
 class Trained:
     """One setting on one machine: GiB per GPU, `host` in GB per node, hours of all epochs.
 
+    `host` includes merging an adapter at the end, which decides nothing: another machine can do it.
+
     `short` says in words why it does not fit (empty: it fits). `mfu` is the share of the GPUs' peak
     that the model's FLOPs make of these hours. Hours, money and mfu are None where the number of
     examples is unknown or it does not fit.
@@ -72,7 +74,7 @@ def evaluate(
 ) -> Trained:
     """What training with these sections of a recipe takes on `machine`."""
     parts = memory(arch, student, train)
-    host = _host(arch, parts, student["method"], train)
+    host, merged = _host(arch, parts, student["method"], train)
     short = misplaced(train, machine) or _short(parts, host, machine)
     hours = None if short else hours_of(arch, student, train, machine, data, mfu)
     useful = None
@@ -85,7 +87,7 @@ def evaluate(
         parts={name: getattr(parts, name) / GIB for name in PARTS} | {"other": other / GIB},
         needed=parts.total / GIB,
         usable=machine.gpu.usable / GIB,
-        host=host / GB,
+        host=max(host, merged) / GB,
         short=short,
         hours=hours,
         money=hours * machine.price if hours is not None else None,
@@ -104,15 +106,15 @@ def memory(arch: Any, student: Mapping[str, Any], train: Mapping[str, Any]) -> A
     return models.of_students("memory:estimate")(arch, setting)
 
 
-def _host(arch: Any, parts: Any, method: str, train: Mapping[str, Any]) -> float:
-    """Bytes of a node's memory at most: what is offloaded, weights as they are read, or merged."""
+def _host(arch: Any, parts: Any, method: str, train: Mapping[str, Any]) -> tuple[float, float]:
+    """Bytes of a node's memory that training takes, and those that merging an adapter takes."""
     here = int(train["processes"])
     width = {"full": 4, "lora": 2, "qlora": 0}[method]
     # Where weights are sharded only the first process of a node reads them.
     read = width * arch.params * (1 if train["shard"] != "none" else here)
     # An adapter is merged into the base's weights in fp32.
     merged = 4 * arch.params if method != "full" else 0
-    return float(max(parts.host * here, read, merged))
+    return float(max(parts.host * here, read)), float(merged)
 
 
 def misplaced(train: Mapping[str, Any], machine: Machine) -> str:
@@ -130,7 +132,7 @@ def _short(parts: Any, host: float, machine: Machine) -> str:
         return f"needs {parts.total / GIB:,.0f} of {usable / GIB:,.0f} GiB"
     there = machine.gpu.host * machine.gpus * GB
     if host > there:
-        return f"needs {host / GB:,.0f} of about {there / GB:,.0f} GB of the host's memory"
+        return f"needs {host / GB:,.0f} of about {there / GB:,.0f} GB on the host"
     return ""
 
 

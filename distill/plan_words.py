@@ -106,7 +106,7 @@ def short(number: float | None) -> str:
     """A large number by its unit: 7.62 B, 323 M, 4.71 T."""
     if number is None:
         return "?"
-    units = {"E": 1e18, "P": 1e15, "T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}
+    units = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}
     for unit, factor in units.items():
         if number >= factor * 0.9995:
             return f"{float(f'{number / factor:.3g}'):g} {unit}"
