@@ -16,7 +16,6 @@ from distill.resolve import code_version, resolve
 from distill.stages import Stage
 from distill.step import Done, Step
 
-
 log = logging.getLogger(__name__)
 
 
