@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from distill.students import sharding
+from distill.students import sharding, zero3
 from distill.students.hardware import Hardware
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
     elif sharding.sharded(train, on) and train.get("offload"):
         # Shards that lie in the machine's memory are summed there: gradients' norm, loading.
         options |= {"ddp_backend": "cpu:gloo,cuda:nccl"}
+    if zero3.zero3(train, on):
+        options |= {"deepspeed": zero3.settings(train, on)}
     return SFTConfig(
         output_dir=str(job.out / "checkpoints"),
         per_device_train_batch_size=1,

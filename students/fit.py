@@ -44,8 +44,10 @@ def _fit(job: Job, prepared: Prepared) -> None:
         "layout": layout_of(bool(train.get("packing")), on.attention, prepared.config),
         "square": attention_cost(prepared.config),
         "pad": prepared.tokenizer.pad_token_id,
-        "rank": on.rank,
-        "world": on.world,
+        "rank": on.replica,
+        "world": on.replicas,
+        "shared_by": on.context,
+        "part": on.rank % on.context,
     }
     progress = Progress(
         job.out / "log.jsonl",
@@ -95,6 +97,7 @@ def _trainer(
     with (
         saving.memory("while the base was loaded", setting),
         sharding.first_process_loads(sharded),
+        zero3.plain_loading(getattr(settings, "hf_deepspeed_config", None)),
     ):
         model = weights.trainable(prepared, student, train, on)
     return saving.SavingTrainer(
@@ -181,8 +184,8 @@ def _resume(folder: Path, train: Mapping[str, Any], on: Hardware) -> Resume:
     name, told = found
     if not name:
         return Resume()
-    zero3 = train.get("shard") == "zero3" and on.world > 1
-    if told["zero3"] != zero3 or (zero3 and told["world"] != on.world):
+    wanted = zero3.zero3(train, on)
+    if told["zero3"] != wanted or (wanted and told["world"] != on.world):
         shard = "zero3" if told["zero3"] else "none or fsdp"
         raise UsageError(
             f"{folder / name} was written with train.shard: {shard} by {told['world']} processes, "
@@ -200,7 +203,7 @@ def _ready(trainer: saving.SavingTrainer, train: Mapping[str, Any], on: Hardware
     trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     for parameter in trainable:
         # trl keeps QLoRA's adapters in bf16, where small updates are rounded away.
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and not trainer.is_deepspeed_enabled:
             parameter.data = parameter.data.float()
     sizes = {
         "params": int(trainer.model.num_parameters()),

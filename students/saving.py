@@ -16,7 +16,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from distill.errors import DistillError
-from distill.students import checkpoints, sharding
+from distill.students import checkpoints, sharding, zero3
 from distill.students.trainer import UpdateTrainer
 from distill.students.validation import Validation
 
@@ -39,6 +39,8 @@ class SavingTrainer(UpdateTrainer):
     ) -> None:
         self.sharded, self.keep, self.setting = sharded, keep, setting
         super().__init__(*args, **kw)
+        if self.is_deepspeed_enabled:  # whose engine would step after every micro-batch
+            self.accelerator.no_sync = lambda model: zero3.unsynced(self.accelerator)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
