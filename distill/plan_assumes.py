@@ -31,7 +31,10 @@ def assumptions(plan: Plan) -> list[str]:
         ]
     basis = plan.basis
     measured = "as the run's" if basis.lengths else f"lognormal, sigma {SPREAD:g}"
-    found.append(f"{basis.sample_tokens:,.0f} tokens a trace ({basis.said}), lengths {measured}")
+    found.append(
+        f"{basis.sample_tokens:,.0f} tokens a trace, lengths {measured}; pass rates "
+        f"Beta({basis.mix[0]:.2f}, {basis.mix[1]:.2f}) ({basis.said})"
+    )
     if any(a.teacher or a.student for a in plan.answers):
         found.append(
             f"serving by vLLM on the whole machine: {assumed('serving_memory'):.0%} of the memory, "
@@ -39,7 +42,8 @@ def assumptions(plan: Plan) -> list[str]:
             f"{assumed('decode_bandwidth'):.0%} of the bandwidth, 10% less at each doubling of the "
             "GPUs of a server, no time for the last long answers"
         )
-    if isinstance(plan.teacher, Served) and plan.teacher.active < plan.teacher.params:
+    teacher = plan.teacher if any(a.teacher for a in plan.answers) else None
+    if isinstance(teacher, Served) and teacher.active < teacher.params:
         found.append("a mixture of experts is served without expert parallelism")
     if plan.tokens_per_second:
         found.append(f"the teacher's {plan.tokens_per_second:,.0f} tokens/s are as given")

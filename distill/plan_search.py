@@ -172,10 +172,15 @@ def _settings(train: Mapping[str, Any], machine: Machine, method: str) -> Iterat
     # bitsandbytes' weights are not sharded by this trainer: every process holds all of them.
     shards = ["none", sharded] if machine.total > 1 and method != "qlora" else ["none"]
     own = train["micro_batch_tokens"]
-    budgets: set[int | None] = {None if own is None else max(own, length)}
-    budgets |= {FULL_PASS} if length <= FULL_PASS // 2 else set()
-    for shard, again, budget in itertools.product(shards, (True, False), budgets):
-        for offload in (False, True) if shard != "none" else (False,):
+    budget = None if own is None else max(own, length)
+    for shard, again in itertools.product(shards, (True, False)):
+        # Sharded weights are gathered for every pass: larger ones may be faster.
+        budgets = [budget]
+        if shard != "none" and length <= FULL_PASS // 2 and (own or 0) < FULL_PASS:
+            budgets.append(FULL_PASS)
+        for tokens, offload in itertools.product(budgets, (False, True)):
+            if offload and shard == "none":
+                continue
             yield {
                 **train,
                 "processes": machine.gpus,
@@ -183,7 +188,7 @@ def _settings(train: Mapping[str, Any], machine: Machine, method: str) -> Iterat
                 "shard": shard,
                 "offload": offload,
                 "gradient_checkpointing": again,
-                "micro_batch_tokens": budget,
+                "micro_batch_tokens": tokens,
                 "context_parallel": 1,
             }
 

@@ -225,9 +225,9 @@ def _served(label: str, who: str, row: Answers, paint: Paint) -> Iterator[str]:
 
 
 def _disk(plan: Plan) -> list[str]:
-    parts = [f"{name} {_gb(value)}" for name, value in plan.disk.items()]
-    total = sum(plan.disk.values())
-    lines = _filled("disk", f"about {_gb(total)} GB at most: {', '.join(parts)}" if parts else "?")
+    parts = [f"{name} {_gb(value)}" for name, value in plan.disk.items() if value >= 0.05]
+    said = f"about {_gb(sum(plan.disk.values()))} GB at most"
+    lines = _filled("disk", f"{said}: {', '.join(parts)}" if parts else said)
     hosts = [t.own.trained.host for t in plan.trainings if t.own is not None]
     if hosts:
         said = f"about {_gb(max(hosts))} GB of a node's memory while weights are read or merged"
@@ -236,4 +236,6 @@ def _disk(plan: Plan) -> list[str]:
 
 
 def _gb(value: float) -> str:
+    if value < 0.05:
+        return "0.1"
     return f"{value:.1f}" if value < 9.95 else size(value)
