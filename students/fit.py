@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DataError, UsageError
-from distill.students import checkpoints, data, export, keeping, saving, sharding, trackers, weights
+from distill.students import (
+    checkpoints,
+    data,
+    export,
+    keeping,
+    saving,
+    sharding,
+    trackers,
+    weights,
+    zero3,
+)
 from distill.students.arguments import arguments
 from distill.students.hardware import Hardware, attention_cost, hardware, layout_of, packing_note
 from distill.students.loading import Prepared
