@@ -68,7 +68,7 @@ class Training(Section):
     offload: Annotated[bool, RUNTIME] = False
     """With `shard`: weights and optimizer in the memory of the machine, not of the GPU."""
     context_parallel: Annotated[int, RUNTIME] = Field(default=1, ge=1)
-    """Processes that share one long example; excludes packing."""
+    """Neighbouring processes that share every row of tokens; their number divides all processes."""
     kernels: Annotated[Literal["auto", "torch", "liger"], RUNTIME] = "auto"
     """`auto`: liger-kernel's on a GPU where it is installed."""
     keep: Literal["last", "best"] = "last"

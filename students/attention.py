@@ -9,6 +9,7 @@ one fused call per example.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -54,11 +55,19 @@ def understood(config: Any) -> bool:
     return bool(getattr(kind, "_supports_attention_backend", False))
 
 
-def register() -> None:
-    """Make `attn_implementation="distill_varlen"` known to transformers; calling again is free."""
+def register(processes: int = 1) -> None:
+    """Make `attn_implementation="distill_varlen"` known to transformers; calling again is free.
+
+    With more than one of `processes`, that many neighbours share every row (context.py).
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(VARLEN, attend)
+    context = None
+    if processes > 1:
+        from distill.students.context import form
+
+        context = form(processes)
+    AttentionInterface.register(VARLEN, functools.partial(attend, context=context))
     AttentionMaskInterface.register(VARLEN, _mask)
 
 
@@ -82,6 +91,7 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: Any = None,
     max_length_q: int | None = None,
+    context: Any = None,
     **kw: Any,
 ) -> tuple[Any, None]:
     """Causal attention inside each example of a row; without boundaries, that of `sdpa`.
@@ -100,6 +110,11 @@ def attend(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window, kw
         )
     window = sliding_window if sliding_window and sliding_window < (max_length_q or 0) else None
+    if context is not None and query.shape[2] != cu_seq_lens_q[-1]:
+        from distill.students.context import attend as share
+
+        bounds = cu_seq_lens_q.tolist()
+        return share(context, query, key, value, bounds, dropout, scaling, window), None
     if query.is_cuda and query.dtype in _half() and not dropout:
         return _on_gpu(query, key, value, scaling, window, cu_seq_lens_q, max_length_q), None
     bounds = cu_seq_lens_q.tolist()

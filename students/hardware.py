@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill.errors import UsageError
 from distill.students import attention as ours
 from distill.students.packing import Layout
 
@@ -52,17 +53,52 @@ def hardware(train: Mapping[str, Any], config: Any = None) -> Hardware:
     precision = train.get("precision") or "auto"
     if precision == "auto":
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
-    attention = train.get("attention")
+    context = int(train.get("context_parallel") or 1)
+    attention = ours.VARLEN if context > 1 else train.get("attention")
     if not attention:
         flash = gpu and precision == "bf16" and importlib.util.find_spec("flash_attn")
         attention = "flash_attention_2" if flash else _attention(train, config)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_context(context, world, train, config)
     return Hardware(
         device=torch.cuda.get_device_name(0) if gpu else "cpu",
         precision=precision,
         attention=attention,
         rank=int(os.environ.get("RANK", "0")),
-        world=int(os.environ.get("WORLD_SIZE", "1")),
+        world=world,
+        context=context,
     )
+
+
+def _check_context(context: int, world: int, train: Mapping[str, Any], config: Any) -> None:
+    """Refuse what cannot go with train.context_parallel."""
+    if context == 1:
+        return
+    if world % context:
+        raise UsageError(
+            f"train.context_parallel: {context} processes are to share a row, of {world} in all",
+            f"set processes (and nodes) so that their number is a multiple of {context}",
+        )
+    if not train.get("packing"):
+        raise UsageError(
+            "train.context_parallel splits packed rows, and train.packing is false",
+            "set train.packing: true; bounds between examples hold all the same",
+        )
+    if train.get("attention") not in (None, "", ours.VARLEN):
+        raise UsageError(
+            f"train.attention: {train['attention']} cannot share a row between processes",
+            "leave train.attention out with train.context_parallel",
+        )
+    why = config is not None and (
+        ours.unpackable(config)
+        or ours.unsupported(config)
+        or ("" if ours.understood(config) else "its attention is its own code")
+    )
+    if why:
+        raise UsageError(
+            f"train.context_parallel cannot split this base: {why}",
+            "leave train.context_parallel out; shard: fsdp and gradient_checkpointing save memory",
+        )
 
 
 def _attention(train: Mapping[str, Any], config: Any) -> str:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from trl import SFTTrainer
 
 from distill.errors import DistillError, UsageError
-from distill.students import attention
+from distill.students import attention, context
 from distill.students.head import add_nll_head
 from distill.students.packing import Layout, MicroBatch, lay_out, share
 from distill.students.render import IGNORED
@@ -32,7 +32,8 @@ class Updates(TorchDataset):
     """All updates of a training in order; item i holds this process's micro-batches of update i.
 
     `plan` are the example numbers of each update, `data` has `input_ids` and `start`. `square` is
-    what an example's squared length costs beside its length (packing.cost).
+    what an example's squared length costs beside its length (packing.cost). `shared_by` processes
+    share each row, of which this is number `part`; `rank` and `world` count such groups.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class Updates(TorchDataset):
         rank: int = 0,
         world: int = 1,
         square: float = 0.0,
+        shared_by: int = 1,
+        part: int = 0,
     ) -> None:
         self.data, self.plan = data, plan
         self.budget, self.layout, self.pad = budget, layout, pad
         self.rank, self.world, self.square = rank, world, square
+        self.shared_by, self.part = shared_by, part
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -93,13 +97,16 @@ class Updates(TorchDataset):
         batch: dict[str, Any] = {"input_ids": input_ids, "labels": labels}
         # Without several examples in a row, plain causal attention is right (padding comes
         # last and nobody looks at it) and much faster than attention with a mask.
-        if micro.packed:
+        several = micro.packed or self.shared_by > 1
+        if several:
             batch["position_ids"] = positions
-        if micro.packed and self.layout == "flat":
+        if several and self.layout == "flat":
             cu = torch.tensor(bounds, dtype=torch.int32)
             longest = int(cu.diff().max())
             batch |= {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu}
             batch |= {"max_length_q": longest, "max_length_k": longest}
+        if self.shared_by > 1:
+            return context.split(batch, self.shared_by, self.part, self.pad)
         return batch
 
 

@@ -19,7 +19,7 @@ def trainable(
     """The base in the precision of its method, on whose weights (or adapter) training works."""
     import torch
 
-    attention.register()
+    attention.register(on.context)
     method = student.get("method", "full")
     options: dict[str, Any] = {"attn_implementation": on.attention}
     # Full fine-tuning keeps fp32 weights under bf16 autocast: an update of 1e-5 would be
