@@ -22,29 +22,51 @@ class Tally(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
+        self._sizes: dict[int, int] = {}
 
     def add(self, tensors: Iterable[Any]) -> None:
         """Count tensors that exist already."""
         for tensor in tensors:
-            self._add(getattr(tensor, "_local_tensor", tensor))
+            self._add(tensor)
 
     def _add(self, tensor: torch.Tensor) -> None:
+        # A shard of FSDP is a DTensor: a wrapper that claims the size of the whole.
+        tensor = getattr(tensor, "_local_tensor", tensor)
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # a wrapper; what it wraps is counted
             return
         key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self.now += size
+        if key not in self._seen:
+            self._seen[key] = weakref.ref(storage, lambda _: self._gone(key))
+        self._size(key, storage.nbytes())
+
+    def _size(self, key: int, size: int) -> None:
+        self.now += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
         self.peak = max(self.peak, self.now)
 
-        def gone(_: object) -> None:
-            self.now -= size
-            self._seen.pop(key, None)
+    def _gone(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+        self._seen.pop(key, None)
 
-        self._seen[key] = weakref.ref(storage, gone)
+    def __enter__(self) -> Tally:
+        # FSDP frees gathered weights by resizing their storage to nothing.
+        resize = self._resize = torch.UntypedStorage.resize_
+
+        def watched(storage: Any, size: int) -> Any:
+            result = resize(storage, size)
+            if storage._cdata in self._seen:
+                self._size(storage._cdata, size)
+            return result
+
+        torch.UntypedStorage.resize_ = watched  # type: ignore[method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(
         self,

@@ -88,17 +88,16 @@ def training_flops(
     """FLOPs that one forward and backward pass over examples of `lengths` tokens needs.
 
     What model FLOPs utilisation counts: no recomputation. `full`: three times the forward pass.
-    `lora`, `qlora`: twice the forward pass of the base, whose weights need no gradients (without
-    the first block's query, key and value, whose input needs none either), and the adapters.
+    `lora`, `qlora`: twice the forward pass of the base, whose weights need no gradients, with
+    three times its attention; three times the adapters; without what would go back into the
+    embedding: the first block's query, key and value.
     """
     linear, attention, head = _parts(arch, lengths, causal)
     if method == "full":
         return 3 * (linear + attention + head)
-    tokens = sum(lengths)
-    first = 2 * tokens * sum(rows * columns for rows, columns in _linears(arch)[:3])
-    adapters = 3 * 2 * tokens * adapter_params(arch, rank)
-    first_adapters = 2 * tokens * rank * 3 * arch.hidden
-    return 2 * linear - first + 3 * attention + 2 * head + adapters - first_adapters
+    adapters = 2 * sum(lengths) * adapter_params(arch, rank)
+    first = _into_embedding(arch, sum(lengths), rank)
+    return 2 * (linear + head) + 3 * (attention + adapters) - first
 
 
 def hardware_flops(
@@ -108,31 +107,30 @@ def hardware_flops(
     *,
     rank: int = 32,
     checkpointing: bool = True,
-    chunked_head: bool = True,
+    trained: int | None = None,
     causal: bool = True,
 ) -> int:
-    """FLOPs that a device computes for `training_flops`: recomputation comes on top.
+    """FLOPs that a device computes for `training_flops`: what is computed again comes on top.
 
     The backward pass of fused attention computes the scores again (5 products instead of 4).
     `checkpointing` computes each block again up to the input of its last product, whose result
-    nobody needs (LoRA: up to the input of that layer's second adapter matrix). `chunked_head`
-    computes the logits again instead of keeping them.
+    nobody needs (LoRA: the last adapter matrix's). `trained` are the tokens that reach the head,
+    all by default: those of a prompt do not (students/head.py).
     """
-    linear, attention, head = _parts(arch, lengths, causal)
+    linear, attention, _ = _parts(arch, lengths, causal)
     tokens = sum(lengths)
     total = training_flops(arch, lengths, method, rank=rank, causal=causal) + attention // 2
-    if chunked_head:
-        total += head
-    if checkpointing:
-        total += attention + linear
-        last = 2 * tokens * arch.layers * arch.hidden
-        if method == "full":
-            total -= last * arch.intermediate
-        else:
-            total += 2 * tokens * adapter_params(arch, rank) - last * rank
-            # The embedding's output is made to require gradients, or nothing would be checkpointed.
-            total += 2 * tokens * sum(rows * columns for rows, columns in _linears(arch)[:3])
-            total += 2 * tokens * rank * 3 * arch.hidden
+    if trained is not None:
+        left_out = 2 * (tokens - trained) * arch.vocab * arch.hidden
+        total -= left_out * (3 if method == "full" else 2)
+    if not checkpointing:
+        return total
+    last = arch.intermediate if method == "full" else rank
+    total += linear + attention - 2 * tokens * arch.layers * arch.hidden * last
+    if method != "full":
+        # The embedding's output is made to ask for gradients, or nothing would be checkpointed.
+        adapters = 2 * tokens * adapter_params(arch, rank)
+        total += adapters + _into_embedding(arch, tokens, rank)
     return total
 
 
@@ -154,6 +152,11 @@ def _linears(arch: Arch) -> list[tuple[int, int]]:
     hidden, inner = arch.hidden, arch.intermediate
     attention = [(q, hidden), (kv, hidden), (kv, hidden), (hidden, q)]
     return [*attention, (inner, hidden), (inner, hidden), (hidden, inner)]
+
+
+def _into_embedding(arch: Arch, tokens: int, rank: int) -> int:
+    """FLOPs of the gradient of the first block's input, where only adapters are trained."""
+    return 2 * tokens * sum(rows * columns + rank * columns for rows, columns in _linears(arch)[:3])
 
 
 def _parts(arch: Arch, lengths: Sequence[int], causal: bool) -> tuple[int, int, int]:
