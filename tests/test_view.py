@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distill.records import Problem, Trace, read_records
 from distill.store import TracePool
-from distill.view.book import EVALUATION, PAGE, Asked, Book
+from distill.view.book import EVALUATION, PAGE, Asked, Book, Entry, File
 from distill.view.render import ATTRIBUTES, ELEMENTS, text_html
 from distill.view.server import Viewer
 from tests.make_run import HOSTILE, make_run
@@ -81,6 +81,22 @@ def test_words_are_found_whatever_their_case_in_texts_alone(run: Path) -> None:
         assert all(words.lower() in book.text(e).lower() for e in found)
     # In every row as a key, and in no text.
     assert book.select(Asked(words="completion_tokens"))[0] == []
+
+
+@pytest.mark.parametrize("words", ['"quoted"', "ÉCOLE", "école 7", "ДВА", "back\\slash", "7"])
+def test_words_of_any_script_are_found(tmp_path: Path, words: str) -> None:
+    texts = ['a "quoted" back\\slash', "École 7", "два", "nothing"]
+    path = tmp_path / "traces.jsonl"
+    rows = [
+        {"problem_id": "p", "index": i, "segment": 0, "text": text} for i, text in enumerate(texts)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    places = [len("".join(lines[:i]).encode()) for i in range(len(lines))]
+    file = File(path, [Entry("p", i, place, 0) for i, place in enumerate(places)])
+    found = [texts[entry.index] for entry in file.holding(words)]
+    assert found == [text for text in texts if words.lower() in text.lower()]
+    assert found
 
 
 def test_answers_are_filtered_by_model(run: Path) -> None:

@@ -6,7 +6,6 @@ An index row is a place in a file and what lists are filtered by; texts stay on 
 from __future__ import annotations
 
 import json
-import mmap
 import re
 import sys
 from bisect import bisect_right
@@ -21,6 +20,8 @@ from distill.report.build import Source, read_run
 from distill.store import TracePool, is_pool
 
 PAGE = 50
+BLOCK = 8 << 20
+"""Bytes of a file that are searched at once."""
 EVALUATION = "evaluation"
 """As a value of `kind`: the answers of the evaluated models instead of the teacher's traces."""
 
@@ -68,21 +69,53 @@ class File:
 
     def holding(self, words: str) -> Iterator[Entry]:
         """The entries whose text holds the words, whatever their case."""
-        if not self.path.stat().st_size:
-            return
-        escaped = json.dumps(words, ensure_ascii=False)[1:-1].encode()
-        pattern = re.compile(re.escape(escaped), re.IGNORECASE)
-        starts = [entry.place for entry in self.entries]
-        with (
-            self.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            at = 0
-            while found := pattern.search(data, at):
-                number = bisect_right(starts, found.start()) - 1
-                at = starts[number + 1] if number + 1 < len(starts) else len(data)
-                if number >= 0 and _says(json.loads(data[starts[number] : at]), words):
-                    yield self.entries[number]
+        marks = _marks(words)
+        with self.path.open("rb") as file:
+            for block in _blocks(self.entries):
+                file.seek(block[0].place)
+                end = block[-1]
+                data = file.read(end.place - block[0].place) + file.readline()
+                yield from _in_block(block, data, marks, words)
+
+
+def _marks(words: str) -> list[bytes]:
+    """What the bytes of a row that holds the words have to hold, one of them, in small letters.
+
+    Only ASCII letters are made small in bytes, which is fast: the longest part of the words in
+    ASCII stands for them, and without one the words in each of their usual cases.
+    """
+    parts = re.findall(r"[ -!#-\[\]-~]+", words)
+    if parts:
+        return [max(parts, key=len).lower().encode()]
+    cases = dict.fromkeys([words, words.lower(), words.upper(), words.capitalize()])
+    return [json.dumps(case, ensure_ascii=False)[1:-1].encode() for case in cases]
+
+
+def _blocks(entries: list[Entry]) -> Iterator[list[Entry]]:
+    block: list[Entry] = []
+    for entry in entries:
+        if block and entry.place - block[0].place > BLOCK:
+            yield block
+            block = []
+        block.append(entry)
+    if block:
+        yield block
+
+
+def _in_block(block: list[Entry], data: bytes, marks: list[bytes], words: str) -> Iterator[Entry]:
+    small, begin = data.lower(), block[0].place
+    starts = [entry.place - begin for entry in block] + [len(data)]
+    at = 0
+    while (found := _first(small, marks, at)) >= 0:
+        number = bisect_right(starts, found) - 1
+        at = starts[number + 1]
+        if _says(json.loads(data[starts[number] : at]), words):
+            yield block[number]
+
+
+def _first(data: bytes, marks: list[bytes], at: int) -> int:
+    found = [place for mark in marks if (place := data.find(mark, at)) >= 0]
+    return min(found, default=-1)
 
 
 @dataclass
