@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import json
@@ -135,10 +136,24 @@ def chat_template(base: str, template: str = "", revision: str | None = None) ->
             f"{meant}known: {', '.join(known)}; or a path to a .jinja file",
         )
     text = path.read_text(encoding="utf-8")
+    _parse(text, name)
     # A tokenizer that puts BOS before every text would also do so in front of this prompt.
     if entry.adds_bos and "bos_token" not in text and (not entry.bos or entry.bos not in text):
         text = "{{- bos_token -}}\n" + text
     return text
+
+
+def _parse(template_text: str, name: str) -> None:
+    """Raise ModelError where a template cannot be read."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _environment().parse(template_text)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"the template '{name}' is not valid Jinja: {error.message} (line {error.lineno})",
+            "transformers and vLLM could not read it either",
+        ) from None
 
 
 def needed_tokens(template: str) -> tuple[str, ...]:
@@ -165,13 +180,34 @@ def shape_of(template_text: str) -> tuple[str, str]:
 
 
 def _rendered(template_text: str, messages: list[dict[str, str]], prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return (
+            _environment()
+            .from_string(template_text)
+            .render(messages=messages, add_generation_prompt=prompt, bos_token="", eos_token="")
+        )
+    except TemplateError:
+        return ""  # the pre-flight renders the same chat, and says so
+
+
+def _environment() -> Any:
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
     # The settings with which transformers and vLLM render chat templates.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template_text).render(
-        messages=messages, add_generation_prompt=prompt, bos_token="", eos_token=""
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    made.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    return made
 
 
 def _folder(base: str, revision: str | None) -> Path:
