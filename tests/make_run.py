@@ -311,7 +311,12 @@ class _Maker:
 
     def _write_train(self, folder: Path) -> dict[str, Any]:
         curve: list[dict[str, Any]] = [
-            {"step": s, "loss": 2.4 / (1 + s / 12) + self.rng.random() / 20 + 0.2}
+            {
+                "step": s,
+                "loss": 2.4 / (1 + s / 12) + self.rng.random() / 20 + 0.2,
+                "learning_rate": 5e-5 * (1 - s / 150),
+                "tokens_per_second": 200.0 + s % 7,
+            }
             for s in range(1, 121)
         ]
         curve += [

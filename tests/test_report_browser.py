@@ -84,7 +84,7 @@ def test_charts_fit_and_only_one_drawing_shows(browser: Any, page: str, width: i
         "[...document.querySelectorAll('svg.chart')].map(s => s.getBoundingClientRect())"
         ".filter(r => r.width).map(r => [r.left, r.right])",
     )
-    assert len(shown) == 4
+    assert len(shown) == 6
     assert all(left >= 0 and right <= width for left, right in shown)
     sizes = ask(
         browser,

@@ -122,7 +122,8 @@ def _data(n: Mapping[str, Any]) -> list[str]:
 def _training(n: Mapping[str, Any]) -> list[str]:
     if not n["training"]:
         return ["## Training", "Nothing was trained in this run."]
-    return ["## Training", facts(tables.training_facts(n["training"]))]
+    stages = table(tables.stages_table(n["training"]))
+    return ["## Training", stages, facts(tables.training_facts(n["training"]))]
 
 
 def _end(n: Mapping[str, Any]) -> list[str]:

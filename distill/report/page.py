@@ -24,6 +24,7 @@ def render_page(numbers: Mapping[str, Any]) -> str:
         "page.html.j2",
         n=numbers,
         charts=draw(numbers),
+        curves=[(key, title) for key, (title, _) in charts.CURVES.items()],
         command=shlex.join(numbers["command"]),
         recipe=recipe_text(numbers["recipe"]),
         manifest=manifest_table(numbers["manifest"]),
@@ -56,8 +57,11 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, str]:
         "rates": charts.pass_rate_chart(numbers["pass_rates"]) if numbers["pass_rates"] else "",
         "lengths": charts.lengths_chart(numbers["lengths"]) if numbers["lengths"] else "",
         "loss": charts.loss_chart(
-            training.get("curve") or [], training.get("validation_curve") or []
+            training.get("curve") or [],
+            training.get("validation_curve") or [],
+            training.get("stages") or [],
         ),
+        **charts.training_charts(training.get("curve") or [], training.get("stages") or []),
     }
 
 

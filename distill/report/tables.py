@@ -155,9 +155,33 @@ def changes_table(rows: Sequence[Numbers], against: str | None) -> Table | None:
     return Table(columns, cells, numeric=frozenset({1, 2}))
 
 
+def stages_table(training: Numbers | None) -> Table | None:
+    """One row for each of several trainings in a row."""
+    found = (training or {}).get("stages") or []
+    wanted = [
+        ("examples", lambda s: count_of(s, "examples")),
+        ("tokens, an epoch", lambda s: tokens_of(s, "tokens")),
+        ("epochs", lambda s: plain_of(s, "epochs")),
+        ("updates", lambda s: count_of(s, "updates")),
+        ("final loss", lambda s: decimal(s.get("final_loss"))),
+        ("validation loss", lambda s: decimal(s.get("validation_loss"))),
+        ("time", lambda s: duration(s.get("seconds"))),
+    ]
+    rows = [[s["name"], *(cell(s) or MISSING for _, cell in wanted)] for s in found]
+    return _measured(["stage", *(title for title, _ in wanted)], rows) if rows else None
+
+
+PER_STAGE = {
+    *("examples", "left out as too long", "tokens, an epoch", "tokens in the loss", "epochs"),
+    *("updates", "final loss", "loss on the validation split", "time"),
+}
+"""Facts that are one stage's own; those of several stages stand in their table."""
+
+
 def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
     """What the trainer did."""
     t = training or {}
+    own = PER_STAGE if t.get("stages") else set()
     facts = [
         ("method", str(t.get("method") or "")),
         ("parameters", tokens_of(t, "params")),
@@ -172,12 +196,19 @@ def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
         ("loss on the validation split", _validation_loss(t)),
         ("time", duration(t["seconds"]) if t.get("seconds") is not None else ""),
         ("tokens per second", count_of(t, "tokens_per_second")),
+        ("model FLOPs utilisation", percent(t["mfu"]) if t.get("mfu") else ""),
+        ("peak memory", gib(t.get("peak_memory"))),
         ("device", str(t.get("device") or "")),
         ("precision", str(t.get("precision") or "")),
         ("template", str(t.get("template") or "")),
         ("positions", plain_of(t, "positions")),
     ]
-    return [(name, value) for name, value in facts if value]
+    return [(name, value) for name, value in facts if value and name not in own]
+
+
+def gib(size: float | None) -> str:
+    """Bytes in GiB; empty where nobody knows them."""
+    return f"{size / 2**30:.1f} GiB" if size else ""
 
 
 def _validation_loss(training: Numbers) -> str:

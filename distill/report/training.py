@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distill.report.build import Step
 
 CURVE_POINTS = 400
-CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
+CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
 
 
 def read_training(steps: Sequence[Step], notes: list[dict[str, str]]) -> dict[str, Any] | None:
