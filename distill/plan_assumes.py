@@ -29,6 +29,7 @@ def assumptions(plan: Plan) -> list[str]:
             f"a setting is suggested if {MARGIN:.0%} of the GPU stay free; memory is that of an "
             "example of max_length tokens",
         ]
+    found += _moving(plan)
     basis = plan.basis
     measured = "as the run's" if basis.lengths else f"lognormal, sigma {SPREAD:g}"
     found.append(
@@ -54,4 +55,24 @@ def assumptions(plan: Plan) -> list[str]:
                 f"evaluate.engine={plan.recipe.evaluate.engine} is slower than the vLLM planned "
                 "here (evaluate.engine=vllm evaluate.replicas=auto)"
             )
+    return found
+
+
+def _moving(plan: Plan) -> list[str]:
+    """What is assumed of offloading, long rows and QLoRA, where a setting of the plan has them."""
+    shown = [f for t in plan.trainings for f in (t.own, *(t.best or {}).values()) if f is not None]
+    fitting = [f for f in shown if f.trained.fits]
+    found = []
+    if any(f.train["offload"] for f in fitting):
+        found.append(
+            f"offloading moves {assumed('host_link'):.0f} GB/s a GPU, AdamW on the host passes "
+            f"{assumed('host_bandwidth'):.0f} GB/s a node"
+        )
+    if any(int(f.train["context_parallel"]) > 1 for f in fitting):
+        longer = assumed("context_parallel") - 1
+        found.append(f"{longer:.0%} longer at each doubling of train.context_parallel")
+    if any(f.trained.method == "qlora" for f in fitting):
+        found.append(f"QLoRA computes {assumed('qlora') - 1:.0%} longer than LoRA")
+    if any(int(f.train["nodes"]) > 1 for f in fitting):
+        found.append(f"{assumed('network'):.0f} GB/s a GPU between nodes")
     return found

@@ -178,7 +178,10 @@ def _settings(train: Mapping[str, Any], machine: Machine, method: str) -> Iterat
         budgets = [budget]
         if shard != "none" and length <= FULL_PASS // 2 and (own or 0) < FULL_PASS:
             budgets.append(FULL_PASS)
-        for tokens, offload in itertools.product(budgets, (False, True)):
+        together = [1]
+        if shard == "fsdp" and train["packing"] and again:
+            together += [n for n in (2, 4, 8) if machine.gpus % n == 0]
+        for tokens, offload, context in itertools.product(budgets, (False, True), together):
             if offload and shard == "none":
                 continue
             yield {
@@ -189,7 +192,7 @@ def _settings(train: Mapping[str, Any], machine: Machine, method: str) -> Iterat
                 "offload": offload,
                 "gradient_checkpointing": again,
                 "micro_batch_tokens": tokens,
-                "context_parallel": 1,
+                "context_parallel": context,
             }
 
 

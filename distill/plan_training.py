@@ -204,13 +204,14 @@ def hours_of(
     rate = gpu.flops * (mfu or assumed("mfu")) * done / useful
     budget = int(train["micro_batch_tokens"] or train["max_length"])
     batch = min(int(train["batch_size"]), data.examples or 1)
-    replicas = max(1, processes(train) // together)
-    drawn = _layout(data.lengths, batch, budget, replicas, bool(train["packing"]))
+    drawn = _layout(data.lengths, batch, budget, processes(train), bool(train["packing"]))
     busiest = sum(max(work[mine].sum() for mine in shares) for _, shares in drawn) / DRAWN
     passes = sum(most for most, _ in drawn) / DRAWN
     # The updates that were drawn stand for the mean one, whose work is known.
     every = sum(work[mine].sum() for _, shares in drawn for mine in shares) / DRAWN
-    compute = busiest / every * work.mean() * batch / rate / together
+    compute = busiest / every * work.mean() * batch / rate
+    # Sharing a row evens out the processes' work, which is left out, and moves keys and values.
+    compute *= assumed("context_parallel") ** math.log2(together)
     if method == "qlora":
         compute *= assumed("qlora")
     moved = _moved(arch, student, train, machine, passes, compute)

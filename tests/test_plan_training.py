@@ -181,6 +181,16 @@ def test_hours_follow_from_flops() -> None:
     assert found.hours / 8 < eight.hours < found.hours / 5
 
 
+def test_sharing_rows_takes_memory_off_and_time_on() -> None:
+    recipe = Recipe.load("7b")
+    arch, data = arch_of(recipe), data_of(recipe)
+    student, train, _ = sections(recipe, "full")
+    one = evaluate(arch, student, train, machine("8x80"), data)
+    two = evaluate(arch, student, {**train, "context_parallel": 2}, machine("8x80"), data)
+    assert two.needed < one.needed
+    assert two.hours == pytest.approx(1.1 * one.hours, rel=0.02)
+
+
 # -- data ----------------------------------------------------------------------------------------
 
 
