@@ -257,6 +257,8 @@ def _summary(job: Job, prepared: Prepared, on: Hardware, plan: list[list[int]]) 
         "processes": on.world,
         "precision": on.precision,
         "attention": on.attention,
+        "kernels": on.kernels,
+        "context_parallel": on.context,
         "template": prepared.template,
         "positions": prepared.positions,
     }

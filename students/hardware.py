@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.errors import UsageError
 from distill.students import attention as ours
+from distill.students import kernels
 from distill.students.packing import Layout
 
 
@@ -24,6 +25,8 @@ class Hardware:
     world: int = 1
     context: int = 1
     """Processes that share one row of tokens (train.context_parallel)."""
+
+    kernels: str = "torch"
 
     @property
     def replica(self) -> int:
@@ -67,6 +70,7 @@ def hardware(train: Mapping[str, Any], config: Any = None) -> Hardware:
         rank=int(os.environ.get("RANK", "0")),
         world=world,
         context=context,
+        kernels=kernels.choose(train.get("kernels") or "auto", gpu, config),
     )
 
 

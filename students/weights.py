@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import MissingExtra
-from distill.students import attention
+from distill.students import attention, kernels
 from distill.students.hardware import Hardware
 from distill.students.loading import Prepared, load_model
 
@@ -38,7 +38,10 @@ def trainable(
         )
         local = int(os.environ.get("LOCAL_RANK", "0"))
         options["device_map"] = {"": "cpu" if on.device == "cpu" else local}
-    return load_model(prepared, student, **options)
+    model = load_model(prepared, student, **options)
+    if on.kernels == "liger":
+        kernels.apply(model)
+    return model
 
 
 def adapter(prepared: Prepared, student: Mapping[str, Any], train: Mapping[str, Any]) -> Any:
