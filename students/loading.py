@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill.errors import MissingExtra, ModelError
+from distill.students import base_weights
 from distill.students.catalog import Entry, chat_template, find, missing, needed_tokens
 from distill.students.render import RenderSpec
 from distill.thinking import DEFAULT_TAGS
@@ -161,21 +162,30 @@ def load_model(prepared: Prepared, student: Mapping[str, Any], **options: Any) -
     import transformers
 
     entry = prepared.entry
+    base_weights.check_files(entry.base, entry.path, prepared.config)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            entry.path,
-            config=prepared.config,
-            revision=student.get("revision") if entry.path == entry.base else None,
-            trust_remote_code=bool(student.get("trust_remote_code")),
-            use_safetensors=True,
-            **options,
-        )
+        with base_weights.loading(entry.base):
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                entry.path,
+                config=prepared.config,
+                revision=student.get("revision") if entry.path == entry.base else None,
+                trust_remote_code=bool(student.get("trust_remote_code")),
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except ImportError as error:
         if "bitsandbytes" in str(error):
             raise MissingExtra("bitsandbytes", "qlora", "method qlora") from error
         raise ModelError(f"'{entry.base}' cannot be loaded: {error}") from error
     except (OSError, ValueError) as error:
+        if "attention implementation" in str(error):
+            raise ModelError(
+                f"'{entry.base}' has no such attention: {str(error).splitlines()[0]}",
+                "set train.attention: eager",
+            ) from error
         raise missing(entry.base, error) from error
+    base_weights.check_loaded(entry.base, model, told)
     rows = model.get_input_embeddings().weight.shape[0]
     if prepared.vocab > rows:
         model.resize_token_embeddings(prepared.vocab, mean_resizing=False)
