@@ -85,8 +85,11 @@ def machines(asked: str = DEFAULT) -> list[Machine]:
 def machine(word: str) -> Machine:
     """One machine: GPUs x size in GB, or name of the GPU, with the number of nodes in front.
 
-    `24`, `1x24`, `8xH100`, `2x8x80`. Raises UsageError for anything else.
+    `24`, `1x24`, `8xH100`, `2x8x80`; `here` are the GPUs of this one. Raises UsageError for
+    anything else.
     """
+    if word.lower() == "here":
+        return _here()
     found = _FORM.fullmatch(word)
     if found is None:
         raise _unreadable(word)
@@ -97,11 +100,20 @@ def machine(word: str) -> Machine:
     return Machine(word, nodes, gpus, _gpu(found.group(3), word))
 
 
+def _here() -> Machine:
+    found = visible()
+    if found is None:
+        raise UsageError(
+            "--on here: this machine shows no GPU (nvidia-smi)", f"for example --on {DEFAULT}"
+        )
+    return found
+
+
 def _unreadable(word: str) -> UsageError:
     return UsageError(
         f"--on: '{word}' is not a machine",
         "GPUs x GB, with the number of nodes in front where there are several: 1x24, 8x80, "
-        f"2x8x80; or by name: 8xH100. Known: {', '.join(hardware()['gpus'])}",
+        f"2x8x80; or by name: 8xH100; or here. Known: {', '.join(hardware()['gpus'])}",
     )
 
 

@@ -75,6 +75,14 @@ def test_the_machine_at_hand_is_read_from_nvidia_smi() -> None:
     assert from_smi(row, shown="") is None
 
 
+def test_the_machine_at_hand_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.plan_machines.visible", lambda: machine("8x80"))
+    assert machine("here").total == 8
+    monkeypatch.setattr("distill.plan_machines.visible", lambda: None)
+    with pytest.raises(UsageError, match="shows no GPU"):
+        machine("here")
+
+
 def test_prices_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text("gpus: {H100: {price: 2.2}}\nassumes: {mfu: 0.5}\n")

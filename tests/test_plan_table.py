@@ -113,8 +113,16 @@ def test_a_measured_speed_replaces_the_model_for_its_own_teacher() -> None:
     assert make_plan(recipe, machines("1x24"), basis=other).tokens_per_second is None
 
 
-def test_run_prints_a_short_plan() -> None:
+def test_run_prints_a_short_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(plan_lines(Recipe.load("1.5b"))) < 8
+    monkeypatch.setattr("distill.plan.visible", lambda: machines("1x80")[0])
+    told = plan_lines(Recipe.load("1.5b"))
+    assert len(told) < 8
+    assert any("GiB of 79 on each GPU, about" in line for line in told)
+    monkeypatch.setattr("distill.plan.visible", lambda: machines("1x40")[0])
+    told = plan_lines(Recipe.load("7b", variant="lora"))
+    assert any("training does not fit: needs" in line for line in told)
+    assert any("fits by the planner: train.max_length=" in line for line in told)
 
 
 def test_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
