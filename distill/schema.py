@@ -11,6 +11,7 @@ never repeats work. This module imports no model library.
 from __future__ import annotations
 
 import itertools
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -257,14 +258,32 @@ class TaskSpec(Section):
     name: str
     file: str | None = None
     dataset: str | None = None
+    subset: str | None = None
     split: str | None = None
     limit: int | None = Field(default=None, ge=1)
     samples: int | None = Field(default=None, ge=1)
+    since: date | None = None
+    """Only problems of this day or later, where the task knows their dates (livecodebench)."""
+    until: date | None = None
+    """Only problems before this day."""
+    task: str | None = None
+    """A reasoning-gym task, with `size`, `seed` and `config`: `{name: sums, task: chain_sum}`."""
+    size: int = Field(default=100, ge=1)
+    seed: int = 1_000_000_000
+    """reasoning-gym makes problem i from seed + i: far from the seeds of training problems."""
+    config: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TaskSpec:
+        given = [k for k in ("task", "dataset", "file") if getattr(self, k)]
+        if len(given) > 1:
+            raise ValueError(f"task '{self.name}' has {' and '.join(given)}: give one of them")
+        return self
 
 
 class Evaluation(Section):

@@ -25,6 +25,8 @@ from distill.tasks.definitions import (
 from distill.tasks.make import make_tasks, tasks_identity
 
 INSTRUCTION = "Box the answer."
+GROWING = ("livecodebench", "olympiadbench")
+"""Tasks of which no number of problems is known to us."""
 GPQA = {
     "Question": "Which one?",
     "Correct Answer": "this",
@@ -63,10 +65,10 @@ def test_every_definition_says_what_a_reader_wants_to_know(name: str) -> None:
     assert task.title
     if name != "heldout":
         assert task.licence
-        assert task.size
+        assert task.size or name in GROWING
         assert task.dataset
         assert "/" in task.dataset
-        assert task.grader in ("math", "choice")
+        assert task.grader == ("code" if task.tests else task.grader) != "recipe"
 
 
 def test_heldout_is_the_recipes_own(tmp_path: Path) -> None:
@@ -100,6 +102,71 @@ def test_the_hubs_own_columns_are_read_too(tmp_path: Path) -> None:
     rows = [{"question": "How many?", "answer": "It is 3 + 4.\n#### 7"}]
     problems, _ = made(tmp_path, local(tmp_path, "gsm8k", rows))
     assert problems["gsm8k"][0].gold == "7"
+
+
+def test_programs_come_with_their_tests_instead_of_an_answer(tmp_path: Path) -> None:
+    row = {
+        "id": "HumanEval/0",
+        "problem": 'def add(a, b):\n    """The sum."""\n',
+        "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+        "entry_point": "add",
+    }
+    problems, _ = made(tmp_path, local(tmp_path, "humaneval", [row]))
+    (problem,) = problems["humaneval"]
+    assert problem.gold is None
+    assert problem.metadata["tests"]["entry_point"] == "add"
+    assert problem.messages[-1]["content"].endswith("in one Python code block.")
+    definition = define(TaskSpec(name="humaneval"))
+    assert definition is not None
+    assert [g.name for g in grading_for(definition, Grading()).graders] == ["code"]
+
+
+@pytest.mark.parametrize(("name", "file"), [("humaneval", "humaneval"), ("mbpp", "mbpp_test")])
+def test_published_programs_become_problems(
+    tmp_path: Path, shared: Path, name: str, file: str
+) -> None:
+    spec = {"name": name, "file": str(shared / "problems" / f"{file}.jsonl")}
+    problems, summary = made(tmp_path, spec)
+    assert len(problems[name]) == known_tasks()[name].size
+    assert summary["notes"] == [] or "samples per problem" in summary["notes"][0]
+
+
+def test_problems_of_a_time_alone(tmp_path: Path) -> None:
+    rows = [
+        {
+            "question_content": f"Print {i}.",
+            "contest_date": told,
+            "public_test_cases": json.dumps([{"input": "", "output": str(i), "testtype": "stdin"}]),
+            "private_test_cases": "[]",
+            "metadata": "{}",
+            "starter_code": "",
+        }
+        for i, told in enumerate(["2024-07-01T00:00:00", "2024-08-01T00:00:00", "2025-01-01", "?"])
+    ]
+    spec = {**local(tmp_path, "livecodebench", rows), "since": "2024-08-01", "until": "2025-01-01"}
+    problems, summary = made(tmp_path, spec)
+    assert [p.question for p in problems["livecodebench"]] == ["Print 1."]
+    assert any("1 problems have no date" in note for note in summary["notes"])
+    with pytest.raises(RecipeError, match="knows no dates"):
+        made(tmp_path, {"name": "gsm8k", "since": "2024-08-01"})
+
+
+def test_a_task_of_reasoning_gym_is_drawn_from_its_own_seed(tmp_path: Path) -> None:
+    spec = {"name": "sums", "task": "chain_sum", "size": 5, "config": {"max_terms": 2}}
+    problems, _ = made(tmp_path, spec)
+    assert len(problems["sums"]) == 5
+    other, _ = made(tmp_path, {**spec, "seed": 20})
+    assert not {p.id for p in problems["sums"]} & {p.id for p in other["sums"]}
+    one = tasks_identity(Evaluation.model_validate({"tasks": [spec]}), tmp_path)
+    two = tasks_identity(Evaluation.model_validate({"tasks": [{**spec, "seed": 20}]}), tmp_path)
+    assert one != two
+
+
+def test_several_answers_are_one_reference(tmp_path: Path) -> None:
+    rows = [{"question": "Solve.", "final_answer": ["2", "3"], "subfield": "Algebra"}]
+    problems, _ = made(tmp_path, local(tmp_path, "olympiadbench", rows))
+    assert problems["olympiadbench"][0].gold == "2, 3"
+    assert problems["olympiadbench"][0].metadata["subject"] == "Algebra"
 
 
 def test_choices_are_lettered_and_shuffled_by_the_question(tmp_path: Path) -> None:

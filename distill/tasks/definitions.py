@@ -13,9 +13,15 @@ from pydantic import Field
 from distill.errors import RecipeError
 from distill.records import Problem
 from distill.schema import Evaluation, Grading, PartSpec, Section, TaskSpec
+from distill.schema_data import CodeTests
 
 HELDOUT = "heldout"
-GRADERS = {"math": "math", "choice": "distill.tasks.choice:Choice"}
+GRADERS = {
+    "math": "math",
+    "choice": "distill.tasks.choice:Choice",
+    "code": "code",
+    "gym": "reasoning_gym",
+}
 
 
 class Definition(Section):
@@ -32,7 +38,9 @@ class Definition(Section):
     wrong_choices: list[str] = Field(default_factory=list)
     subject: str | None = None
     difficulty: str | None = None
-    grader: Literal["math", "choice", "recipe"] = "recipe"
+    tests: CodeTests | None = None
+    date: str | None = None
+    grader: Literal["math", "choice", "code", "gym", "recipe"] = "recipe"
     instruction: str | None = None
     size: int | None = Field(default=None, ge=1)
     samples: int = Field(default=4, ge=1)
@@ -51,19 +59,28 @@ def known_tasks() -> dict[str, Definition]:
 def define(spec: TaskSpec) -> Definition | None:
     """The definition behind a recipe's task; None for a name that lm-eval has to know.
 
-    `dataset` and `split` of the recipe replace the definition's; a name of one's own with a `file`
-    or `dataset` is a task with the columns problem and answer, judged as the recipe judges.
+    `dataset`, `subset` and `split` of the recipe replace the definition's; a name of one's own with
+    a `file` or `dataset` is a task with the columns problem and answer, judged as the recipe
+    judges, and one with a `task` is drawn from reasoning-gym. Raises RecipeError.
     """
+    if spec.task:
+        return Definition(title=spec.name, grader="gym")
     definition = known_tasks().get(spec.name)
     if definition is None:
         if not (spec.file or spec.dataset):
             return None
         definition = Definition(title=spec.name)
+    if (spec.since or spec.until) and not definition.date:
+        raise RecipeError(
+            f"task '{spec.name}' knows no dates of its problems, and since or until is given",
+            "livecodebench does",
+        )
     changes: dict[str, Any] = {}
     if spec.dataset:
         changes |= {"dataset": spec.dataset, "subset": None, "revision": None, "size": None}
-    if spec.split:
-        changes["split"] = spec.split
+    for key in ("split", "subset"):
+        if value := getattr(spec, key):
+            changes[key] = value
     return definition.model_copy(update=changes)
 
 

@@ -9,14 +9,17 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError, RecipeError
+from distill.grade.code_columns import INSTRUCTION as CODE
+from distill.grade.code_columns import tests_of
 from distill.records import BadLines, Problem, read_records, write_jsonl
-from distill.schema import Evaluation, Problems, TaskSpec
-from distill.sources import ask
+from distill.schema import Evaluation, Problems, SourceSpec, TaskSpec
+from distill.sources import ask, load_source
 from distill.step import write_atomically
 from distill.tables import fingerprint, read_rows
 from distill.tasks.definitions import (
@@ -47,6 +50,10 @@ def tasks_identity(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
             identity[spec.name] = {"lm-eval": version("lm-eval")}
             continue
         entry: dict[str, Any] = {"definition": definition.identity()}
+        if spec.task:
+            entry["gym"] = [spec.task, spec.size, spec.seed, spec.config]
+        if spec.since or spec.until:
+            entry["dates"] = [str(spec.since), str(spec.until)]
         if spec.file or definition.dataset:
             with _or_a_file(spec):
                 entry["data"] = fingerprint(**_where(spec, definition, folder))
@@ -129,11 +136,14 @@ def _problems(
                 "or evaluate.tasks to other tasks",
             )
         return problems
+    if spec.task:
+        return _gym(spec, folder, asked)
     bad = BadLines()
     if definition.instruction is not None:
         asked = asked.model_copy(update={"instruction": definition.instruction})
     with _or_a_file(spec):
         rows = read_rows(**_where(spec, definition, folder), bad=bad)
+        rows = _dated(rows, spec, definition, notes) if spec.since or spec.until else rows
         made = _from_rows(rows, spec.name, definition, asked, bad)
     problems = list({problem.id: problem for problem in made}.values())
     if not problems:
@@ -149,6 +159,35 @@ def _problems(
     if definition.size and len(problems) != definition.size:
         notes.append(f"{spec.name}: {len(problems)} problems, where {definition.size} are known")
     return problems
+
+
+def _gym(spec: TaskSpec, folder: Path, asked: Problems) -> list[Problem]:
+    """Problems of a reasoning-gym task, drawn from a seed of the task's own."""
+    source = SourceSpec(
+        name=spec.name, task=spec.task, size=spec.size, seed=spec.seed, config=spec.config
+    )
+    problems = {problem.id: problem for problem in load_source(source, asked, folder)}
+    if not problems:
+        raise DataError(f"task '{spec.name}': reasoning-gym's '{spec.task}' gave no problem")
+    return list(problems.values())
+
+
+def _dated(
+    rows: Iterable[Mapping[str, Any]], spec: TaskSpec, definition: Definition, notes: list[str]
+) -> Iterator[Mapping[str, Any]]:
+    """The rows of the days asked for; one without a day that can be read is left out and noted."""
+    undated = 0
+    for row in rows:
+        told = str(row.get(str(definition.date)) or "")[:10]
+        try:
+            day = date.fromisoformat(told)
+        except ValueError:
+            undated += 1
+            continue
+        if (spec.since is None or day >= spec.since) and (spec.until is None or day < spec.until):
+            yield row
+    if undated:
+        notes.append(f"{spec.name}: {undated} problems have no date in '{definition.date}'")
 
 
 def _where(spec: TaskSpec, definition: Definition, folder: Path) -> dict[str, Any]:
@@ -199,31 +238,56 @@ def _from_rows(
 
 def _problem(row: Mapping[str, Any], name: str, definition: Definition, asked: Problems) -> Problem:
     question = _cell(row, definition.question, "problem", "question")
+    if definition.tests:
+        return _program(row, question, name, definition, asked)
     answer = _cell(row, definition.answer, "answer")
     if definition.answer_after and definition.answer_after in answer:
         answer = answer.rpartition(definition.answer_after)[2].strip()
     statement, wrong = question, [row[c] for c in definition.wrong_choices if row.get(c)]
     if wrong:
         question, answer = _with_choices(question, answer, [str(w).strip() for w in wrong])
-    metadata: dict[str, Any] = {"task": name}
-    for key, column in (("subject", definition.subject), ("difficulty", definition.difficulty)):
-        value = row.get(column or key, row.get(key))
-        if value is not None:
-            metadata[key] = value
-    if row.get("id") is not None:
-        metadata["row"] = str(row["id"])
     return Problem(
         messages=ask(question, asked),
         gold=answer,
         source=definition.title or name,
         statement=statement,
-        metadata=metadata,
+        metadata=_metadata(row, name, definition),
     )
+
+
+def _program(
+    row: Mapping[str, Any], question: str, name: str, definition: Definition, asked: Problems
+) -> Problem:
+    """A problem whose answer is a program: its tests instead of a reference answer."""
+    try:
+        # A local file may call the question by another name than the data set does.
+        held, added = tests_of(definition.tests or "", {**row, definition.question: question})
+    except KeyError as error:
+        raise ValueError(f"column {error} is missing; it has: {', '.join(row)}") from None
+    return Problem(
+        messages=ask(question.rstrip() + added, asked, definition.instruction or CODE),
+        source=definition.title or name,
+        statement=question,
+        metadata={**_metadata(row, name, definition), "tests": held},
+    )
+
+
+def _metadata(row: Mapping[str, Any], name: str, definition: Definition) -> dict[str, Any]:
+    found: dict[str, Any] = {"task": name}
+    for key, column in (("subject", definition.subject), ("difficulty", definition.difficulty)):
+        value = row.get(column or key, row.get(key))
+        if value is not None:
+            found[key] = value
+    if row.get("id") is not None:
+        found["row"] = str(row["id"])
+    return found
 
 
 def _cell(row: Mapping[str, Any], *columns: str) -> str:
     for column in columns:
         value = row.get(column)
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
         if value is not None and str(value).strip():
             return str(value).strip()
     raise ValueError(f"column '{columns[0]}' is missing or empty; it has: {', '.join(row)}")
