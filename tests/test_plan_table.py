@@ -52,6 +52,9 @@ def test_colours_are_painted_by_who_prints(plan: Plan) -> None:
 def test_json_has_every_figure(plan: Plan) -> None:
     told = json.loads(json.dumps(as_json(plan)))
     assert told["schema"] == 1
+    page = (Path(__file__).parent.parent / "docs" / "planning.md").read_text(encoding="utf-8")
+    named = set(told) | set(told["training"][0]["best"]["full"]) - {"parts"}
+    assert [key for key in named if f"`{key}`" not in page] == []
     assert told["student"]["params"] == 1_543_714_304
     rows = {row["machine"]: row for row in told["training"]}
     assert not rows["1x24"]["recipe"]["fits"]
