@@ -242,4 +242,6 @@ def _told(step: str, summary: dict[str, Any]) -> str:
         return f"{number('selected')} examples of {number('problems')} problems{split}"
     if step == "train":
         return f"{number('updates')} updates, {number('tokens')} tokens"
+    if step == "merge":
+        return f"{len(summary.get('models', []))} models by {summary.get('method', '?')}"
     return f"{number('samples')} samples"

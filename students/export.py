@@ -44,11 +44,14 @@ def card(
     """README.md of the student: what it is, how it was made, how it is to be prompted."""
     student, train = config["student"], config["train"]
     entry = prepared.entry
-    more = {k: v for k, v in (config.get("card") or {}).items() if k not in ("name", "recipe")}
+    told = dict(config.get("card") or {})
+    # A stage starts from the student of the stage before; the base is that of the first one.
+    base = str(told.get("base") or entry.base)
+    more = {k: v for k, v in told.items() if k not in ("name", "recipe", "base")}
     kept, long = counts["examples"], counts["left_out_too_long"]
     lines = [
         "---",
-        f"base_model: {entry.base}",
+        f"base_model: {base}",
         "library_name: transformers",
         "pipeline_tag: text-generation",
         "tags: [distill, reasoning, sft]",
@@ -56,12 +59,12 @@ def card(
         "",
         f"# {recipe or 'student'}",
         "",
-        f"A reasoning model distilled into `{entry.base}` with distill"
+        f"A reasoning model distilled into `{base}` with distill"
         + (f" by the recipe `{recipe}`." if recipe else "."),
         "",
         "| | |",
         "|---|---|",
-        f"| base | {entry.base}{_of(entry.licence)} |",
+        f"| base | {base}{_of(entry.licence)} |",
         f"| method | {student.get('method', 'full')} fine-tuning |",
         f"| examples | {kept:,} ({long:,} too long: left out) |",
         f"| tokens per epoch | {counts['tokens']:,} ({counts['trained_tokens']:,} trained) |",
@@ -89,11 +92,24 @@ def probes(tokens: Path) -> list[list[int]]:
     return [list(rows[i]["input_ids"][:PROBE_TOKENS]) for i in range(min(PROBES, len(rows)))]
 
 
+def count_rows(prepared: Prepared, summary: dict[str, Any]) -> None:
+    """Say by how many rows the embedding grew, because the tokenizer had more tokens than it."""
+    arch = prepared.entry.arch
+    added = max(0, prepared.vocab - arch.vocab) if arch is not None else 0
+    summary["embedding_rows_added"] = added
+    if added:
+        summary["notes"] = [
+            *summary.get("notes", []),
+            f"{added} rows were added to the embedding: its tokenizer has more tokens than it had",
+        ]
+
+
 def finish(
     trainer: Any, job: Job, prepared: Prepared, on: Hardware, summary: dict[str, Any]
 ) -> None:
     """Write the student's folder (rank 0)."""
     student = job.config["student"]
+    count_rows(prepared, summary)
     text = card(prepared, job.config, summary, (job.config.get("card") or {}).get("name", ""))
     if student.get("method", "full") != "full":
         trainer.save_model(str(job.out / "adapter"))

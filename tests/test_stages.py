@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distill import Recipe, run
 from distill.errors import DataError, RecipeError
 from distill.job import Job
 from distill.records import read_jsonl
+from distill.schema_stages import MergeSpec
 from distill.stages import stages_of
 from distill.step import Workspace
+from tests import tiny_students
 from tests.test_pipeline import Counting, recipe_of
 
 HARD = {"name": "hard", "select": {"pass_rate": [0.0, 0.7]}, "train": {"learning_rate": 1e-6}}
 
 
 class Uneven(Counting):
-    """Right on every sample of problems with an even first number, on two of three of the others."""
+    """Right on every sample of problems with an even first number, else on two of three."""
 
     identity = "uneven-1"
 
@@ -79,7 +82,8 @@ def test_a_stage_trains_the_student_of_the_stage_before(tmp_path: Path) -> None:
     assert two["student"]["base"] == str(first)
     assert (one["train"]["learning_rate"], two["train"]["learning_rate"]) == (1e-5, 1e-6)
     asked = [int(row["messages"][0]["content"].split()[2]) for row in two["rows"]]
-    assert asked and all(number % 2 for number in asked)
+    assert asked
+    assert all(number % 2 for number in asked)
     assert len(one["rows"]) > len(two["rows"])
 
 
@@ -144,13 +148,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, stages: list[dict[str, Any]], sai
 
 def test_sections_that_only_disagree_together(tmp_path: Path) -> None:
     recipe = staged(tmp_path, {"name": "a", "select": {"balance": "r1"}}, select__mix={"sums": 3})
-    with pytest.raises(RecipeError, match="stage 'a'.*not both"):
+    with pytest.raises(RecipeError, match=r"stage 'a'.*not both"):
         Job(recipe, Workspace(tmp_path))
 
 
 def test_no_problem_is_hard(tmp_path: Path) -> None:
     never = {"name": "hard", "select": {"pass_rate": [0.0, 0.1]}}
-    with pytest.raises(DataError, match="of 1[0-9] graded problems 0 are within"):
+    with pytest.raises(DataError, match=r"of 1[0-9] graded problems 0 are within"):
         train(tmp_path, staged(tmp_path, {"name": "all"}, never), until="select")
 
 
@@ -164,3 +168,61 @@ def test_few_tries_are_no_rate(tmp_path: Path) -> None:
     assert summary["left_out"]["pass_rate"] > 0
     # 3 tries at 85%: at most 2 right in 1 - 0.85 ** 3 of the cases.
     assert any("in 39% of the cases" in note for note in summary["notes"])
+
+
+@pytest.mark.slow
+def test_two_real_trainings_and_a_merge(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    base = tiny_students.base(tmp_path / "base")
+    recipe = staged(
+        tmp_path,
+        {"name": "all"},
+        {**HARD, "train": {"learning_rate": 1e-4}, "student": {"method": "lora"}},
+        student={"base": str(base), "think_tokens": "tokens"},
+        train={
+            "epochs": 1,
+            "batch_size": 4,
+            "max_length": 256,
+            "learning_rate": 1e-2,
+            "gradient_checkpointing": False,
+            "lora": {"rank": 4},
+        },
+    )
+    run(recipe, teacher=Uneven(), until="train", runs=tmp_path / "r")
+    # A run stands for its student: this merge changes nothing.
+    recipe.merge = MergeSpec(models=["student", first_run(tmp_path)], weights=[3, 1])
+    report = run(recipe, teacher=Uneven(), until="merge", runs=tmp_path / "r")
+    record = json.loads((report.path.parent / "run.json").read_text())
+    folders = {n: tmp_path / "r" / e["folder"] / "student" for n, e in record["steps"].items()}
+    one, two = folders["train-all"], folders["train-hard"]
+    for name in ("chat_template.jinja", "generation_config.json"):
+        assert (one / name).read_text() == (two / name).read_text(), name
+    vocabularies = [AutoTokenizer.from_pretrained(folder) for folder in (one, two)]
+    assert vocabularies[0].get_vocab() == vocabularies[1].get_vocab()
+    assert vocabularies[0].eos_token == vocabularies[1].eos_token == "<|im_end|>"
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    rows = first["model.embed_tokens.weight"]
+    think = vocabularies[0].convert_tokens_to_ids("<think>")
+    # Added again, the row of <think> would have gone back to the mean.
+    assert torch.equal(rows[think], second["model.embed_tokens.weight"][think])
+    assert not torch.equal(rows[think], rows.mean(0))
+    merged = load_file(folders["merge"] / "model.safetensors")
+    for name in second:
+        torch.testing.assert_close(merged[name], second[name], rtol=0, atol=1e-6)
+    assert report.student == folders["merge"]
+    training = report.numbers["training"]
+    assert [s["name"] for s in training["stages"]] == ["all", "hard"]
+    updates = [s["updates"] for s in training["stages"]]
+    assert training["stages"][1]["starts"] == updates[0]
+    assert training["curve"][-1]["step"] == sum(updates)
+    card = (folders["merge"] / "README.md").read_text()
+    assert "merged with other" in card
+    assert f"base_model: {base}" in (one / "README.md").read_text()
+    assert str(one) not in (two / "README.md").read_text()
+
+
+def first_run(tmp_path: Path) -> str:
+    (found,) = (p.parent for p in (tmp_path / "r").glob("*/run.json"))
+    return str(found)

@@ -152,6 +152,7 @@ def _sections(numbers: Mapping[str, Any]) -> str:
         "## Data",
         *_data(numbers),
         "## Training",
+        table(tables.stages_table(numbers["training"])),
         facts(tables.training_facts(numbers["training"])) or "Not recorded.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(numbers)),
