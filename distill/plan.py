@@ -125,6 +125,10 @@ def _trainings(
     if arch is None:
         return [Training(stage.name, machine, None, None) for machine in on]
     recipe = stage.recipe
+    if stage.name:
+        # A variant would lay the whole recipe's sections over those of the stage.
+        recipe = recipe.model_copy()
+        recipe._path = None
     ways = {method: sections(recipe, method) for method in METHODS}
     return [
         Training(

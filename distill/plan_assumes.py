@@ -29,6 +29,8 @@ def assumptions(plan: Plan) -> list[str]:
             f"a setting is suggested if {MARGIN:.0%} of the GPU stay free; memory is that of an "
             "example of max_length tokens",
         ]
+        if plan.recipe.train.precision == "fp32":
+            found.append("the hours are those of bf16: train.precision is fp32 and will be slower")
     found += _moving(plan)
     basis = plan.basis
     measured = "as the run's" if basis.lengths else f"lognormal, sigma {SPREAD:g}"

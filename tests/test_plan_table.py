@@ -17,6 +17,7 @@ from distill.plan_machines import machines
 from distill.plan_sampling import Basis, default_basis, problem_count
 from distill.plan_table import table
 from distill.recipe import Recipe, shipped_recipes
+from distill.schema_stages import StageSpec
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +82,21 @@ def test_an_unknown_base_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
 
 
 def test_stages_are_planned_one_by_one() -> None:
-    recipe = Recipe.load("1.5b", variant="published,17k").model_dump(mode="json")
-    recipe["stages"] = [{"name": "all"}, {"name": "hard", "train": {"epochs": 9}}]
-    plan = make_plan(Recipe.from_dict(recipe), machines("1x80"))
+    recipe = Recipe.load("1.5b", variant="published,17k")
+    recipe.stages = [
+        StageSpec.model_validate({"name": "all"}),
+        StageSpec.model_validate({"name": "hard", "train": {"epochs": 9}}),
+    ]
+    plan = make_plan(recipe, machines("1x80"))
     assert list(plan.data) == ["all", "hard"]
     first, second = (t.own for t in plan.trainings)
     assert first is not None
     assert second is not None
     assert second.trained.hours == pytest.approx(3 * first.trained.hours, rel=0.01)
+    best = plan.trainings[1].best
+    assert best is not None
+    assert best["lora"].train["epochs"] == 9
+    assert best["lora"].overrides[0] == "student.method=lora"
     assert "data hard" in table(plan)
 
 
