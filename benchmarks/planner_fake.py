@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.planner_flops import KINDS, config_of
 from benchmarks.planner_tally import Tally, held
+from distill.students import attention
 from distill.students.catalog import find
 from distill.students.memory import Parts, Setting, estimate
 
@@ -64,7 +65,9 @@ def run(case: Fake) -> tuple[Parts, int]:
     assert arch is not None
     with FakeTensorMode():
         config = config_of(arch, KINDS[entry.family])
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        # transformers would build a causal mask that a real run does without.
+        attention.register()
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.VARLEN)
         model.train()
         if case.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

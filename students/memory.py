@@ -82,6 +82,7 @@ class Setting:
             offload=bool(train.get("offload")),
             rank=int(lora.get("rank") or 32),
             dropout=bool(lora.get("dropout")),
+            kernels="liger" if train.get("kernels") == "liger" else "torch",
             context_parallel=int(train.get("context_parallel") or 1),
         )
         return dataclasses.replace(found, **changes)
@@ -99,6 +100,7 @@ class Setting:
             split=self.layout == "flat" and self.device == "cpu",
             cuda=self.device == "cuda",
             dropout=self.dropout,
+            liger=self.kernels == "liger",
         )
 
 

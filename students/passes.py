@@ -50,7 +50,7 @@ class Shape:
     """A micro-batch: `rows` of `width` tokens, of which `trained` have a label.
 
     `masked`: rows hold several examples, kept apart by a mask; `split`: one call of attention for
-    each example (students/attention.py on a CPU).
+    each example (students/attention.py on a CPU). `liger`: students/kernels.py.
     """
 
     rows: int
@@ -60,6 +60,7 @@ class Shape:
     split: bool = False
     cuda: bool = True
     dropout: bool = False
+    liger: bool = False
 
     @property
     def tokens(self) -> int:
@@ -126,6 +127,8 @@ class Pass:
         """RMSNorm over the last `over` elements: in fp32 inside, as transformers writes it."""
         tape, count, width = self.tape, x.count, x.width
         rows = count // over
+        if self.shape.liger:
+            return self._norm_of_liger(x, weight, rows)
         x = self.cast(x, 4)
 
         def squared(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
@@ -159,6 +162,16 @@ class Pass:
         # normed is kept for the gradient of the weight.
         kept = [normed] if trained else []
         return tape.result(tape.new(count, out_width), [normed, weight], weighted, kept)
+
+    def _norm_of_liger(self, x: Tensor, weight: Weight, rows: int) -> Tensor:
+        """Keeps x as it is and a number for each row; the gradient is made in place."""
+        tape, size, wide = self.tape, weight.count, weight.width
+        root = tape.new(rows, 4)
+
+        def rule(grad: Tensor, _: list[Tensor]) -> list[Tensor]:
+            return [grad, tape.new(size, wide)]
+
+        return tape.result(tape.new(x.count, x.width), [x, weight], rule, [x, root])
 
     def _both(self, held: Tensor, count: int) -> Tensor:
         """A result that is made while `held` is alive."""
@@ -257,7 +270,9 @@ class Pass:
         return tape.result(out, [x], rule)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary positions: x cos + rotate_half(x) sin."""
+        """Rotary positions: x cos + rotate_half(x) sin; liger's work in place."""
+        if self.shape.liger:
+            return x
         first = self.times(x, cos)
         tape, count, width = self.tape, x.count, x.width
 
@@ -346,6 +361,12 @@ class Pass:
         return self.linear(out, block.o)
 
     def _mlp(self, x: Tensor, block: Block) -> Tensor:
+        if self.shape.liger:
+            # One kernel, which keeps both and writes their gradients over them.
+            gate, up = self.linear(x, block.gate), self.linear(x, block.up)
+            made = self.tape.new(gate.count, gate.width)
+            made = self.tape.result(made, [gate, up], lambda _, saved: saved, [gate, up])
+            return self.linear(made, block.down)
         gate = self.silu(self.linear(x, block.gate))
         return self.linear(self.product(gate, self.linear(x, block.up)), block.down)
 
