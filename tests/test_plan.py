@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.cli import main
 from distill.errors import UsageError
 from distill.plan import plan_lines
 from distill.plan_sampling import Basis, default_basis, expected, not_honoured, problem_count
@@ -105,7 +106,7 @@ def earlier_run(folder: Path, *, graded: bool = True) -> Path:
         for index, correct in enumerate([1, 1] if number % 2 else [1, 0, 0, 1]):
             key = {"problem_id": str(number), "index": index}
             grades.append({**key, "outcome": "correct" if correct else "wrong"})
-            traces.append({**key, "completion_tokens": 100 if correct else 300})
+            traces.append({**key, "completion_tokens": 100 if correct else 300, "prompt_tokens": 7})
     grades.append({"problem_id": "open", "index": 0, "outcome": "ungraded"})
     write_jsonl(folder / "steps" / "grade-1" / "grades.jsonl", grades)
     write_jsonl(folder / "steps" / "sample-1" / "traces.jsonl", traces)
@@ -113,7 +114,8 @@ def earlier_run(folder: Path, *, graded: bool = True) -> Path:
     run = folder / "pilot-1"
     run.mkdir()
     steps = steps if graded else {"sample": steps["sample"]}
-    (run / "run.json").write_text(json.dumps({"steps": steps}), encoding="utf-8")
+    record = {"steps": steps, "recipe": {"teacher": {"model": "QwQ-32B"}}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     return run
 
 
@@ -122,6 +124,19 @@ def test_a_pilots_grades_are_the_basis(tmp_path: Path) -> None:
     assert basis.sample_tokens == pytest.approx(500 / 3)
     assert 0.55 < basis.mix[0] / sum(basis.mix) < 0.8
     assert basis.said == "the 40 problems of pilot-1"
+
+
+def test_a_pilot_brings_lengths_and_the_speed_it_bought_with(tmp_path: Path) -> None:
+    run = earlier_run(tmp_path)
+    basis = Basis.of_run(run)
+    # Correct traces have 100 tokens and a prompt of 7.
+    assert set(basis.lengths) == {107}
+    assert (basis.speed, basis.teacher) == (None, "QwQ-32B")
+    summary = tmp_path / "steps" / "sample-1" / "summary.json"
+    summary.write_text(json.dumps({"bought": 120, "tokens_per_second": 1500.0}))
+    assert Basis.of_run(run).speed == 1500
+    summary.write_text(json.dumps({"bought": 0, "tokens_per_second": 0.0}))
+    assert Basis.of_run(run).speed is None
 
 
 def test_a_run_without_grades_is_refused(tmp_path: Path) -> None:
@@ -139,18 +154,18 @@ def distill(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_verb_prints_figures_for_scripts(tmp_path: Path) -> None:
+def test_the_verb_prints_figures_for_scripts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     earlier_run(tmp_path)
-    ran = distill(
-        *("plan", "1.5b", "sampling.want=2", "--limit", "500", "--json"),
-        *("--from", "pilot-1", "--runs", str(tmp_path), "--tokens-per-second", "1000"),
-        cwd=tmp_path,
-    )
-    assert ran.returncode == 0, ran.stderr
-    plan = json.loads(ran.stdout)
+    arguments = ["plan", "1.5b", "sampling.want=2", "--limit", "500", "--json", "--on", "1x80"]
+    arguments += ["--from", "pilot-1", "--runs", str(tmp_path), "--tokens-per-second", "1000"]
+    assert main(arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert plan["sampling"]["problems"] == 500
     assert plan["sampling"]["hours"] == pytest.approx(plan["sampling"]["tokens"] / 3.6e6)
     assert plan["basis"]["said"] == "the 40 problems of pilot-1"
+    assert plan["data"][0]["mean_tokens"] == 107
 
 
 @pytest.mark.slow
