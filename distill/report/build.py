@@ -217,13 +217,26 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
         "sampling": without_notes(sampled),
         "grading": without_notes(source.summary("grade")),
         "filtering": {k: source.summary("filter").get(k) or {} for k in FILTERING},
-        "selection": without_notes(source.summary("select")),
+        "selection": _selection(source),
         "origin": "imported" if "import" in source.steps else "sampled",
         "funnel": stages,
         "pass_rates": traces.pass_rates(ledger),
         "lengths": traces.lengths(ledger),
         "traces": shown,
     }
+
+
+def _selection(source: Source) -> dict[str, Any]:
+    """The summary of the selection; of several stages the first one's, with the sets of all."""
+    steps = source.every("select")
+    if len(steps) < 2:
+        return without_notes(source.summary("select"))
+    splits = {
+        f"stage {step.stage}" + ("" if name == "train" else f", {name}"): split
+        for step in steps
+        for name, split in (step.summary.get("splits") or {}).items()
+    }
+    return {**without_notes(steps[0].summary), "splits": splits, "left_out": {}}
 
 
 def _told(source: Source, recipe: Mapping[str, Any]) -> traces.Told:

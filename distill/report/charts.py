@@ -207,23 +207,23 @@ def _over_updates(
 
     told = f"from {rows[0][1]:g} at update {rows[0][0]} to {rows[-1][1]:g} at {rows[-1][0]}"
     name = name.replace("_", "-")
-    return _figure(name, title, told, draw, height=170, wide=310, left=(64, 64))
+    return _figure(name, title, told, draw, height=170, wide=500, left=(64, 64))
 
 
 def _borders(axes: Any, stages: Sequence[Mapping[str, Any]], top: float | None = None) -> None:
-    """A line where a stage starts, with the stage's name under `top`."""
+    """A line where a stage starts, and under `top` the stage's name."""
+    first = axes.get_xlim()[0]
     for stage in stages:
+        start = stage["starts"] + 0.5
         if stage["starts"]:
-            axes.axvline(stage["starts"], color=MUTED, lw=1, ls=(0, (4, 3)))
+            axes.axvline(start, color=MUTED, lw=1, ls=(0, (4, 3)))
         if top is not None:
+            place = (start if stage["starts"] else first, top)
             text = {"color": MUTED, "fontsize": 12, "ha": "left", "va": "top"}
-            axes.annotate(
-                shorten(str(stage["name"]), 14),
-                (stage["starts"], top),
-                xytext=(4, -2),
-                textcoords="offset points",
-                **text,
-            )
+            offset = {"xytext": (4, -2), "textcoords": "offset points"}
+            axes.annotate(shorten(str(stage["name"]), 14), place, **offset, **text)
+    if stages:
+        axes.set_xlim(left=first)
 
 
 def _ticks(number: int, *, integer: bool = True) -> Any:

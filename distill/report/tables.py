@@ -159,6 +159,7 @@ def stages_table(training: Numbers | None) -> Table | None:
     """One row for each of several trainings in a row."""
     found = (training or {}).get("stages") or []
     wanted = [
+        ("method", lambda s: str(s.get("method") or "")),
         ("examples", lambda s: count_of(s, "examples")),
         ("tokens, an epoch", lambda s: tokens_of(s, "tokens")),
         ("epochs", lambda s: plain_of(s, "epochs")),
@@ -173,7 +174,14 @@ def stages_table(training: Numbers | None) -> Table | None:
 
 PER_STAGE = {
     *("examples", "left out as too long", "tokens, an epoch", "tokens in the loss", "epochs"),
-    *("updates", "final loss", "loss on the validation split", "time"),
+    *(
+        "method",
+        "trained parameters",
+        "updates",
+        "final loss",
+        "loss on the validation split",
+        "time",
+    ),
 }
 """Facts that are one stage's own; those of several stages stand in their table."""
 
