@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill import scores
+from distill.contamination import contaminated
 from distill.errors import UsageError
 from distill.fewshot import STOP
 from distill.grade.service import Judge
@@ -79,8 +80,8 @@ class Tally:
 def main(payload: dict[str, Any]) -> dict[str, Any]:
     """The step from a plain payload; returns its summary.
 
-    Keys: recipe, folder, problems (file), tasks (folder), base, base_name, base_revision, student,
-    template, pool, out.
+    Keys: recipe, folder, problems (file), tasks (folder), trained (files of data sets), base,
+    base_name, base_revision, student, template, pool, out.
     """
     recipe, folder = Recipe.from_dict(payload["recipe"]), Path(payload["folder"])
     notes: list[str] = []
@@ -95,6 +96,8 @@ def main(payload: dict[str, Any]) -> dict[str, Any]:
         out=Path(payload["out"]),
         folder=folder,
         notes=notes,
+        trained=[Path(path) for path in payload.get("trained") or ()],
+        problems=Path(payload["problems"]),
     )
 
 
@@ -109,22 +112,28 @@ def run_evaluation(
     out: Path,
     folder: Path,
     notes: Iterable[str] = (),
+    trained: Sequence[Path] = (),
+    problems: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate `models` in this process; write results.json, samples.jsonl, summary.json to `out`.
 
     `tasks_dir` is the folder of the tasks step, `folder` where the recipe's relative paths
-    start. Returns the summary. Raises DistillError where a model or a task cannot be had.
+    start; `trained` are the data sets of the student, made from `problems`. Returns the summary.
+    Raises DistillError where a model or a task cannot be had.
     """
     started = time.monotonic()
     tally = Tally()
     for text in notes:
         tally.note(text)
     plans = plan_tasks(evaluation, tasks_dir, grading)
+    seen: dict[str, dict[str, str]] = {}
+    if trained and problems is not None:
+        seen = contaminated(trained, problems, {plan.name: plan.problems for plan in plans})
     with Evaluator(evaluation, plans, seed, pool_root, folder, tally) as evaluator:
         for ref in models:
             evaluator.run(ref)
     write_jsonl(out / "samples.jsonl", evaluator.rows)
-    results = evaluator.results(models)
+    results = evaluator.results(models, seen)
     write_atomically(out / "results.json", json.dumps(results, ensure_ascii=False, indent=1))
     summary = _summary(tally, results, time.monotonic() - started)
     write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
@@ -270,9 +279,12 @@ class Evaluator:
                     "context ends, before the token limit; no model is asked beyond its positions"
                 )
 
-    def results(self, models: Sequence[ModelRef]) -> dict[str, Any]:
-        """The content of `results.json`."""
-        tasks = {plan.name: self._task(plan, models) for plan in self.plans}
+    def results(
+        self, models: Sequence[ModelRef], seen: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, Any]:
+        """The content of `results.json`; `seen` are the problems of each task that were trained on
+        (`distill.contamination.contaminated`)."""
+        tasks = {plan.name: self._task(plan, models, seen) for plan in self.plans}
         scores.adjust(tasks)
         asked = self.evaluation
         stock = dict.fromkeys(n for found in self.lm_eval.values() for n in found if n not in tasks)
@@ -303,12 +315,22 @@ class Evaluator:
             "notes": self.tally.notes,
         }
 
-    def _task(self, plan: Plan, models: Sequence[ModelRef]) -> dict[str, Any]:
+    def _task(
+        self,
+        plan: Plan,
+        models: Sequence[ModelRef],
+        seen: Mapping[str, Mapping[str, str]],
+    ) -> dict[str, Any]:
         rows: dict[str, list[dict[str, Any]]] = {ref.role: [] for ref in models}
         for row in self.rows:
             if row["task"] == plan.name:
                 rows[row["role"]].append(row)
         task = scores.score_task(plan.problems, rows, samples=plan.sampling.n, seed=self.seed)
+        task["contamination"] = scores.without_seen(
+            plan.problems, rows, seen.get(plan.name), samples=plan.sampling.n, seed=self.seed
+        )
+        if found := (task["contamination"] or {}).get("overlapping"):
+            self.tally.note(f"{plan.name}: {found} of its problems overlap with the training set")
         task["max_tokens"] = plan.sampling.max_tokens
         for role, model in task["models"].items():
             model["lm_eval"] = self.lm_eval[role].get(plan.name, {})

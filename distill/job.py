@@ -264,6 +264,11 @@ class Job(TrainingJob):
         payload = {
             "problems": str(problems.folder / "problems.jsonl"),
             "tasks": str(tasks.folder),
+            "trained": [
+                str(done.folder / "dataset.jsonl")
+                for done in self.steps.values()
+                if done.step.name == "select"
+            ],
             "base": self.base,
             "base_name": models.local(recipe.student.base, self.folder),
             "base_revision": recipe.student.revision,

@@ -82,6 +82,36 @@ def score_task(
     }
 
 
+def without_seen(
+    problems: Sequence[Problem],
+    rows: Mapping[str, Sequence[Row]],
+    seen: Mapping[str, str] | None,
+    *,
+    samples: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """How many problems were trained on, and the scores on the others; None if nobody looked.
+
+    `seen` maps those problems to the training problems they overlap with.
+    """
+    if seen is None:
+        return None
+    clean = [problem for problem in problems if problem.id not in seen]
+    found: dict[str, Any] = {"overlapping": len(problems) - len(clean), "problems": len(clean)}
+    if not found["overlapping"] or not clean:
+        return found
+    kept = {problem.id for problem in clean}
+    own = {role: [r for r in mine if r["problem_id"] in kept] for role, mine in rows.items()}
+    task = score_task(clean, own, samples=samples, seed=seed)
+    brief = ("pass@1", "interval")
+    found["models"] = {r: {k: m[k] for k in brief} for r, m in task["models"].items()}
+    brief = ("difference", "interval", "p", "clear")
+    found["differences"] = {
+        pair: {k: d[k] for k in brief} for pair, d in task["differences"].items()
+    }
+    return found
+
+
 def _model(answers: Answers | None, rows: Sequence[Row], samples: int, seed: int) -> dict[str, Any]:
     outcomes = Counter(row["outcome"] for row in rows)
     cut = sum(row["finish_reason"] == "length" for row in rows)

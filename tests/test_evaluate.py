@@ -92,7 +92,11 @@ def fake(role: str, **options: Any) -> ModelRef:
 
 
 def evaluate(
-    place: Path, models: list[ModelRef], out: str = "out", **asked: Any
+    place: Path,
+    models: list[ModelRef],
+    out: str = "out",
+    trained: tuple[Path, ...] = (),
+    **asked: Any,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
     summary = run_evaluation(
         models,
@@ -103,6 +107,8 @@ def evaluate(
         pool_root=place / "pool",
         out=place / out,
         folder=place,
+        trained=trained,
+        problems=place / "problems.jsonl",
     )
     results = json.loads((place / out / "results.json").read_text(encoding="utf-8"))
     return results, list(read_jsonl(place / out / "samples.jsonl")), summary
@@ -368,6 +374,23 @@ def test_scores_of_a_single_sample_of_a_single_problem_are_numbers() -> None:
     assert "NaN" not in text
     assert task["models"]["student"]["interval"] == pytest.approx([0.025, 1.0])
     assert not task["differences"]["student-base"]["clear"]
+
+
+def test_what_was_trained_on_is_told_and_left_out_of_a_second_score(place: Path) -> None:
+    write_jsonl(place / "problems.jsonl", [*sums(5), *sums(5, seed=9)])
+    write_jsonl(place / "dataset.jsonl", [{"problem_id": p.id} for p in sums(5)])
+    models = [fake("base", skill=0.2), fake("student", skill=0.9)]
+    results, rows, summary = evaluate(place, models, trained=(place / "dataset.jsonl",))
+    told = results["tasks"]["heldout"]["contamination"]
+    assert (told["overlapping"], told["problems"]) == (5, 15)
+    seen = {p.id for p in sums(5)}
+    clean = [r for r in rows if r["role"] == "student" and r["problem_id"] not in seen]
+    assert told["models"]["student"]["pass@1"] == pytest.approx(
+        sum(r["outcome"] == "correct" for r in clean) / len(clean)
+    )
+    assert any("5 of its problems overlap" in note for note in summary["notes"])
+    results, _, _ = evaluate(place, models, out="unasked")
+    assert results["tasks"]["heldout"]["contamination"] is None
 
 
 def test_accuracy_for_the_tokens_spent_ends_at_pass_at_1() -> None:
