@@ -17,15 +17,15 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
 
     train = job.train
     options: dict[str, Any] = {}
-    if on.device == "cpu":
+    if zero3.zero3(train, on):
+        options |= {"deepspeed": zero3.settings(train, on), **zero3.processes_on_a_cpu(on)}
+    elif on.device == "cpu":
         options |= {"use_cpu": True}
         if on.world > 1:
             options |= {"ddp_backend": "gloo"}
     elif sharding.sharded(train, on) and train.get("offload"):
         # Shards that lie in the machine's memory are summed there: gradients' norm, loading.
         options |= {"ddp_backend": "cpu:gloo,cuda:nccl"}
-    if zero3.zero3(train, on):
-        options |= {"deepspeed": zero3.settings(train, on)}
     return SFTConfig(
         output_dir=str(job.out / "checkpoints"),
         per_device_train_batch_size=1,

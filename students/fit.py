@@ -91,7 +91,8 @@ def _fit(job: Job, prepared: Prepared) -> None:
         **keeping.keep(trainer, job, len(planned)),
         "notes": job.notes,
     }
-    export.finish(trainer, job, prepared, on, summary)
+    with zero3.plain_loading(getattr(settings, "hf_deepspeed_config", None)):
+        export.finish(trainer, job, prepared, on, summary)
 
 
 def _trainer(

@@ -39,6 +39,8 @@ class SavingTrainer(UpdateTrainer):
     ) -> None:
         self.sharded, self.keep, self.setting = sharded, keep, setting
         super().__init__(*args, **kw)
+        if self.args.deepspeed:
+            zero3.require(self)
         if self.is_deepspeed_enabled:  # whose engine would step after every micro-batch
             self.accelerator.no_sync = lambda model: zero3.unsynced(self.accelerator)
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill.errors import MissingExtra
+from distill.errors import DistillError, MissingExtra
 from distill.students.hardware import Hardware
 
 
@@ -26,8 +26,6 @@ def settings(train: Mapping[str, Any], on: Hardware) -> dict[str, Any]:
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtra("deepspeed", "deepspeed", "train.shard: zero3")
     stage: dict[str, Any] = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
-    if on.device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if train.get("offload"):
         place = {"device": "cpu", "pin_memory": on.device != "cpu"}
         stage |= {"offload_optimizer": place, "offload_param": place}
@@ -35,9 +33,9 @@ def settings(train: Mapping[str, Any], on: Hardware) -> dict[str, Any]:
         "zero_optimization": stage,
         "bf16": {"enabled": on.precision == "bf16"},
         "gradient_clipping": "auto",
-        "gradient_accumulation_steps": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "train_batch_size": "auto",
+        # An update is what our loader gives, whatever DeepSpeed takes for a batch.
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1,
         # torch's AdamW; DeepSpeed's own would have to be compiled.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -60,6 +58,34 @@ def plain_loading(config: Any) -> Iterator[None]:
         yield
     finally:
         deepspeed.set_hf_deepspeed_config(config)
+
+
+def processes_on_a_cpu(on: Hardware) -> dict[str, Any]:
+    """More for the trainer's arguments where there is no GPU; nothing where there is one.
+
+    accelerate knows CPU processes and DeepSpeed, not both at once: it is given its state.
+    """
+    if on.device != "cpu":
+        return {}
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    state = PartialState(cpu=True, backend="gloo")
+    state.distributed_type = DistributedType.DEEPSPEED
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # told to use the CPU, it leaves DeepSpeed out
+    return {"accelerator_config": {"use_configured_state": True}}
+
+
+def require(trainer: Any) -> None:
+    """Raise where the trainer would shard nothing: accelerate falls back to DDP unasked."""
+    from accelerate.utils import DistributedType
+
+    if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise DistillError(
+            f"train.shard: zero3, and accelerate set up {trainer.accelerator.distributed_type}",
+            "use shard: fsdp, which needs nothing but torch",
+        )
 
 
 @contextlib.contextmanager
