@@ -29,6 +29,11 @@ def assumptions(plan: Plan) -> list[str]:
             f"a setting is suggested if {MARGIN:.0%} of the GPU stay free; memory is that of an "
             "example of max_length tokens",
         ]
+        if plan.recipe.student.trainer != "sft":
+            found.append(
+                f"memory and hours are those of the built-in trainer, not of "
+                f"{plan.recipe.student.trainer}"
+            )
         if plan.recipe.train.precision == "fp32":
             found.append("the hours are those of bf16: train.precision is fp32 and will be slower")
     found += _moving(plan)

@@ -1,10 +1,11 @@
-"""The `about.hardware` line of a recipe: on which of the usual machines each method fits."""
+"""Where each method fits, and where it costs least: the `about.hardware` line of a recipe."""
 
 from __future__ import annotations
 
 import re
 
 from distill.plan import Plan
+from distill.plan_machines import Machine
 from distill.plan_search import Found
 
 NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
@@ -39,6 +40,25 @@ def hardware_line(plan: Plan) -> str:
     )
 
 
+def cheapest_places(plan: Plan, stage: str) -> dict[str, tuple[Machine, Found]]:
+    """For each method the machine on which this training costs least, and its setting there.
+
+    A machine on which nothing has to be given up comes before one on which something has. A method
+    that fits none of the machines, and a training of unknown size, are left out.
+    """
+    found: dict[str, tuple[Machine, Found]] = {}
+    for method in NAMES:
+        rows = [
+            (row.machine, row.best[method])
+            for row in plan.trainings
+            if row.stage == stage and row.best is not None
+        ]
+        fitting = [r for r in rows if r[1].trained.money is not None]
+        if fitting:
+            found[method] = min(fitting, key=_price)
+    return found
+
+
 def _terms(found: Found, whole: int) -> str | None:
     """What fitting costs: nothing, ` at 8k tokens`, ` with offload`; None: it does not fit."""
     length = found.train["max_length"]
@@ -52,3 +72,8 @@ def _terms(found: Found, whole: int) -> str | None:
 
 def _and(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def _price(place: tuple[Machine, Found]) -> tuple[bool, float]:
+    found = place[1]
+    return bool(found.compromise), found.trained.money or 0.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.plan import Plan, Training
 from distill.plan_assumes import assumptions
-from distill.plan_hardware import hardware_line
+from distill.plan_hardware import cheapest_places, hardware_line
 from distill.plan_models import Served
 from distill.plan_sampling import not_honoured
 from distill.plan_search import Found
@@ -40,6 +40,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         else {"name": recipe.teacher.model, "unknown": plan.teacher},
         "data": [_data(plan, stage) for stage in plan.data],
         "training": [_training(row) for row in plan.trainings],
+        "cheapest": [
+            {"stage": stage, "method": method, "machine": machine.label, **(_found(found) or {})}
+            for stage in plan.data
+            for method, (machine, found) in cheapest_places(plan, stage).items()
+        ],
         "sampling": sampling,
         "basis": dataclasses.asdict(plan.basis),
         "ignored": not_honoured(recipe),

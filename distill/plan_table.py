@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from distill.plan import Answers, Plan, Training
 from distill.plan_assumes import assumptions
-from distill.plan_hardware import hardware_line
+from distill.plan_hardware import cheapest_places, hardware_line
 from distill.plan_models import Served
 from distill.plan_search import MARGIN, Found
 from distill.plan_training import PARTS, flops_of, processes, trainable
@@ -83,7 +83,12 @@ def _training(plan: Plan, stage: str, paint: Paint) -> list[str]:
     ]
     for row in rows:
         lines += _machine(row, paint)
-    return lines
+    places = [
+        f"{NAMES[method]} {_number(found.trained.money)} USD and {_number(found.trained.hours)} "
+        f"hours on {machine.label}{' (something given up)' if found.compromise else ''}"
+        for method, (machine, found) in cheapest_places(plan, stage).items()
+    ]
+    return [*lines, *(_filled("cheapest", "; ".join(places)) if len(rows) > 1 and places else [])]
 
 
 def _data(plan: Plan, stage: str) -> list[str]:

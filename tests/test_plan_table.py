@@ -64,6 +64,11 @@ def test_json_has_every_figure(plan: Plan) -> None:
     assert sum(eight["parts"].values()) == pytest.approx(eight["needed"])
     assert eight["money"] == pytest.approx(eight["hours"] * 8 * 3)
     assert told["data"][0]["updates"] > 1000
+    cheapest = {row["method"]: row for row in told["cheapest"]}
+    assert set(cheapest) == {"full", "lora", "qlora"}
+    assert cheapest["full"]["machine"] == "8x80"
+    both = [rows[on]["best"]["lora"]["money"] for on in ("1x24", "8x80")]
+    assert cheapest["lora"]["money"] == min(both)
     assert told["disk_gb"]["base"] == pytest.approx(3.09, rel=0.01)
     assert told["serving"][1]["student"]["tokens_per_second"] > 1000
     assert told["assumes"]
