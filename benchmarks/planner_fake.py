@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.planner_flops import KINDS, config_of
 from benchmarks.planner_tally import Tally, held
-from distill.students import attention
-from distill.students.catalog import find
+from distill.students import attention, head, pass_heads
+from distill.students.catalog import Arch, find
 from distill.students.memory import Parts, Setting, estimate
 
 
@@ -63,8 +64,17 @@ def run(case: Fake) -> tuple[Parts, int]:
     entry = find(case.base)
     arch = entry.arch
     assert arch is not None
+    # Pieces of the head as large as on a GPU: a thousand small ones would take minutes here.
+    with (
+        mock.patch.object(head, "CPU_LOGITS_BYTES", head.GPU_LOGITS_BYTES),
+        mock.patch.object(pass_heads, "CPU_LOGITS_BYTES", head.GPU_LOGITS_BYTES),
+    ):
+        return _run(case, entry.family, arch)
+
+
+def _run(case: Fake, family: str, arch: Arch) -> tuple[Parts, int]:
     with FakeTensorMode():
-        config = config_of(arch, KINDS[entry.family])
+        config = config_of(arch, KINDS[family])
         # transformers would build a causal mask that a real run does without.
         attention.register()
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.VARLEN)
@@ -85,18 +95,16 @@ def run(case: Fake) -> tuple[Parts, int]:
         accumulates=False,
         device="cpu",
     )
-    parts = estimate(arch, setting)
+    parts = estimate.__wrapped__(arch, setting)  # not the cache: pieces have another size here
     return dataclasses.replace(parts, optimiser=0), tally.peak
 
 
 def _pass(model: Any, ids: torch.Tensor, bf16: bool) -> None:
-    from distill.students.head import _of_plain_head
-
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         hidden = model.base_model(ids, use_cache=False).last_hidden_state
         # Which positions are trained is data; all of them, in the words that need none.
         picked = hidden.flatten(0, 1).index_select(0, torch.arange(ids.numel()))
         del hidden
-        loss = _of_plain_head(picked, model.get_output_embeddings().weight, ids.flatten())
+        loss = head._of_plain_head(picked, model.get_output_embeddings().weight, ids.flatten())
         del picked
     loss.backward()
