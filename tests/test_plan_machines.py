@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,41 @@ def test_an_unknown_base_says_what_to_fetch(tmp_path: Path) -> None:
     odd.mkdir()
     (odd / "config.json").write_text('{"model_type": "mamba", "d_model": 64}')
     assert "unknown" in student(Recipe.load("7b", overrides=[f"student.base={odd}"])).why
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+    "head_dim": 64,
+}
+"""The sizes of Llama 3.2 1B."""
+
+
+def test_a_config_alone_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    found = student(Recipe.load("7b", overrides=[f"student.base={tmp_path}"]))
+    assert found.params == pytest.approx(1.236e9, rel=0.001)
+    taught = teacher(Recipe.load("7b", overrides=[f"teacher.model={tmp_path}"]))
+    assert isinstance(taught, Served)
+    assert taught.cache == 2 * 2 * 16 * 8 * 64
+
+
+def test_the_hubs_cache_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--someone--cached"
+    snapshot = folder / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    (snapshot / "config.json").write_text(json.dumps(LLAMA))
+    found = student(Recipe.load("7b", overrides=["student.base=someone/cached"]))
+    assert found.params == pytest.approx(1.236e9, rel=0.001)
+    assert (found.name, found.why) == ("someone/cached", "")

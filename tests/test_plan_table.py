@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,11 @@ def test_json_has_every_figure(plan: Plan) -> None:
     assert told["assumes"]
 
 
-def test_an_unknown_base_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
+def test_an_unknown_base_leaves_the_rest_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object) -> None:
+        raise AssertionError("a plan asks nobody")
+
+    monkeypatch.setattr(socket.socket, "connect", asked)
     recipe = Recipe.load("1.5b", overrides=["student.base=someone/some-model"])
     plan = make_plan(recipe, machines("8x80"))
     text = table(plan)
