@@ -171,6 +171,11 @@ class TrainingJob(JobBase):
             place = start / Path(name).expanduser()
             if (place / "run.json").is_file():
                 return str(student_of(place))
+        if name.startswith("runs/"):
+            raise UsageError(
+                f"merge.models names {name}, and there is no such run",
+                "distill ls runs names them; a run's folder may be given by its path, too",
+            )
         return str(models.student_entry(models.local(name, self.folder)).path)
 
     def _foresee_merging(self) -> None:

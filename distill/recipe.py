@@ -287,6 +287,10 @@ def _merge(
             if isinstance(value, Mapping) and isinstance(under.get(key), str):
                 coerce = {"teacher.": as_teacher, "student.": as_student}.get(f"{path}.")
                 under[key] = coerce(under[key]) if coerce else under[key]
+            if path == "stages" and isinstance(value, Mapping) and under.get(key):
+                for name, changes in value.items():
+                    lay(_stage(under[key], name), changes or {}, f"stages.{name}.")
+                continue
             # An empty mapping resets: `options: {}` means none, not "nothing to add".
             if isinstance(value, Mapping) and value and isinstance(under.get(key), dict):
                 lay(under[key], value, f"{path}.")
@@ -297,6 +301,18 @@ def _merge(
                 origins[path] = by
 
     lay(base, extra, "")
+
+
+def _stage(stages: Any, name: str) -> dict[str, Any]:
+    """The stage that an override or variant means by its name."""
+    names = [row.get("name") for row in stages if isinstance(row, dict)]
+    if name not in names:
+        raise RecipeError(
+            f"there is no stage '{name}'{_nearest(name, [str(n) for n in names])}",
+            f"stages: {', '.join(map(str, names)) or 'none'}",
+        )
+    found: dict[str, Any] = stages[names.index(name)]
+    return found
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[str]:

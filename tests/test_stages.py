@@ -146,6 +146,16 @@ def test_what_is_wrong_is_said(tmp_path: Path, stages: list[dict[str, Any]], sai
         Job(staged(tmp_path, *stages), Workspace(tmp_path))
 
 
+def test_an_override_names_a_stage(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nstages: [{name: all}, {name: hard, train: {epochs: 3}}]\n")
+    changed = ["stages.hard.train.learning_rate=1e-6", "train.epochs=1", "stages.all.train.seed=5"]
+    one, two = (s.recipe.train for s in stages_of(Recipe.load(path, overrides=changed)))
+    assert (one.epochs, one.seed, two.epochs, two.learning_rate) == (1, 5, 3, 1e-6)
+    with pytest.raises(RecipeError, match="no stage 'hart'; did you mean 'hard'"):
+        Recipe.load(path, overrides=["stages.hart.train.epochs=2"])
+
+
 def test_sections_that_only_disagree_together(tmp_path: Path) -> None:
     recipe = staged(tmp_path, {"name": "a", "select": {"balance": "r1"}}, select__mix={"sums": 3})
     with pytest.raises(RecipeError, match=r"stage 'a'.*not both"):

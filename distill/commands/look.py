@@ -48,6 +48,10 @@ def _rows(data: Any, prefix: str = "") -> Any:
     for key, value in data.items():
         if isinstance(value, dict) and value:
             yield from _rows(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" == "stages" and value:
+            for stage in value:  # what each one says, by the name with which it is overridden
+                said = {k: v for k, v in stage.items() if k != "name" and v not in (None, {})}
+                yield from _rows({stage["name"]: said}, "stages.")
         else:
             yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
 
