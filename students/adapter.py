@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ TOLERANCE = 1e-3
 """By how much merging may move a logit, relative to the largest; fp32 rounding is about 1e-6."""
 
 PREFIX = "base_model.model."
+_NUMBER = re.compile(r"\.\d+\.")
 HINT = "merge it into the base it was trained on, or train again"
 
 
@@ -92,10 +94,11 @@ def check_adapter(adapter: Path, base: Any, path: str) -> None:
             raise ModelError(f"the adapter changes '{name}', which {path} does not have", HINT)
         adapted.add(name)
         _check_shape(name, part, shape, modules[name], path)
-    targets = told.get("target_modules")
-    wanted = {n for n in modules if isinstance(targets, list) and n.rpartition(".")[2] in targets}
+    if told.get("layers_to_transform"):
+        return
+    kinds = {_NUMBER.sub(".N.", name) for name in adapted}
     for name in modules:
-        if name in wanted - adapted:
+        if _NUMBER.sub(".N.", name) in kinds and name not in adapted:
             raise ModelError(f"the adapter has nothing for '{name}' of {path}", HINT)
 
 
