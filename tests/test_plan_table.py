@@ -167,3 +167,20 @@ def test_every_recipe_plans_in_full_and_its_hardware_is_what_the_plan_says(name:
     assert json.dumps(as_json(plan))
     if recipe.about.verified == "planned only":
         assert recipe.about.hardware == hardware_line(plan)
+    check_what_is_typed(name, plan)
+
+
+def check_what_is_typed(name: str, plan: Plan) -> None:
+    """Every suggestion is a recipe that loads, is what was planned, and is what trainers take."""
+    from distill.students import hardware, sharding
+
+    suggested = {f.overrides: f for t in plan.trainings for f in (t.best or {}).values()}
+    for overrides, found in suggested.items():
+        if found.trained.fits:
+            typed = Recipe.load(name, overrides=list(overrides))
+            train = typed.train.model_dump(mode="json")
+            assert train == dict(found.train)
+            assert typed.student.method == found.trained.method
+            sharding.check(typed.student.model_dump(mode="json"), train)
+            world = train["processes"] * train["nodes"]
+            hardware._check_context(train["context_parallel"], world, train, None)
