@@ -170,6 +170,7 @@ class Progress(TrainerCallback):
             if row.get("step", 0) <= step:
                 kept.append(line)
                 self.tokens = int(row.get("tokens", self.tokens))
+                self.last_loss = row.get("loss", self.last_loss)
                 self.validation_loss = row.get("validation_loss", self.validation_loss)
                 self._before = float(row.get("seconds") or self._before)
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
