@@ -16,6 +16,7 @@ from distill.thinking import DEFAULT_TAGS
 log = logging.getLogger(__name__)
 
 TAGS = (DEFAULT_TAGS.open, DEFAULT_TAGS.close)
+UNBOUNDED = 1 << 20
 MULTIPLE = 64
 """A vocabulary that grows is rounded up to it: servers share the rows out among their GPUs."""
 
@@ -39,7 +40,12 @@ class Prepared:
 
     @property
     def positions(self) -> int:
-        return int(self.config.get_text_config().max_position_embeddings)
+        return positions_of(self.config)
+
+
+def positions_of(config: Any) -> int:
+    """Positions of a model; UNBOUNDED where it has no limit (Bloom, Mamba)."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or UNBOUNDED)
 
 
 def prepare(student: Mapping[str, Any]) -> Prepared:
@@ -69,7 +75,7 @@ def prepare(student: Mapping[str, Any]) -> Prepared:
     tokenizer.chat_template = template
     _set_positions(config, student)
     # vLLM serves no more positions than the tokenizer says, and the base's may say fewer.
-    tokenizer.model_max_length = int(text.max_position_embeddings)
+    tokenizer.model_max_length = positions_of(config)
     spelled: dict[int, tuple[int, ...]] = {}
     new = [tokenizer.convert_tokens_to_ids(t) for t in entry.untrained if t in template]
     if student.get("think_tokens") == "tokens":

@@ -104,7 +104,8 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Any, spec: RenderSpec) ->
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses this chat: {error}", ROWS) from None
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    # Lengths are judged by max_length: the tokenizer's own warning would only confuse.
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return ids
 
 
@@ -119,7 +120,9 @@ def answer_ids(text: str, tokenizer: Any) -> list[int]:
     if _adds_blank(tokenizer):
         start = len(tokenizer.encode("\n", add_special_tokens=False))
         text = "\n" + text
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids: list[int] = tokenizer.encode(
+        text, add_special_tokens=False, split_special_tokens=True, verbose=False
+    )
     return ids[start:]
 
 

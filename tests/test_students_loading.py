@@ -100,6 +100,17 @@ def test_the_folder_says_how_to_sample_where_to_stop_and_how_far_it_reads(tmp_pa
     assert ready.config.rope_parameters["rope_theta"] == 300000
 
 
+def test_a_model_without_positions_has_no_limit(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    tokenizer = tiny_students.tokenizer()
+    AutoConfig.for_model("bloom", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ready = prepare({"base": str(tmp_path)})
+    assert ready.positions == ready.tokenizer.model_max_length == 1 << 20
+    assert ready.template == "plain"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "tied"), [("lora", True), ("qlora", True), ("qlora", False), ("full", False)]
