@@ -25,7 +25,7 @@ def assumptions(plan: Plan) -> list[str]:
         mfu = plan.mfu or assumed("mfu")
         found += [
             f"MFU {mfu:.0%} for full training with gradient checkpointing (--mfu), all else at the "
-            "same rate of work; flash attention, all examples packed by their lengths",
+            "same rate of work; attention by each example's own length, no masks",
             f"a setting is suggested if {MARGIN:.0%} of the GPU stay free; memory is that of an "
             "example of max_length tokens",
         ]
