@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill.students.catalog import Arch
+from distill.students.flops import adapter_params
 from distill.students.pass_heads import loss_of, merged_rows
 from distill.students.passes import Block, Linear, Pass, Shape
 from distill.students.tape import Buffer, Meter, Tape, Weight
@@ -256,12 +257,17 @@ class _Model:
         if self.shards == 1:
             return 4 * self.trained
         width = 2 if self.bf16 else 4
-        arch = self.arch
-        outside = arch.vocab * arch.hidden * (1 if arch.tied else 2) + arch.hidden
+        arch, trains = self.arch, 1 if self.full else 0
+        head = arch.vocab * arch.hidden
+        outside = head * (1 if arch.tied else 2) + arch.hidden
         layer = (arch.params - outside) // arch.layers
-        # The embedding and the head stay from the forward pass on; of the layers one is at work,
-        # one on its way.
-        return width * (outside + 2 * layer)
+        adapter = 0 if self.full else adapter_params(arch, self.setting.rank) // arch.layers
+        # The embedding and the head stay from the forward pass on, with the head's gradient. Of the
+        # layers one is at work and one on its way; the gradients of a third, in fp32, are summed
+        # over the processes into shards.
+        gathered = width * (outside + head * trains + 2 * (layer + adapter))
+        summed = layer * trains + adapter
+        return gathered + 4 * summed + 4 * summed // self.shards
 
 
 def nf4_bytes(count: int) -> int:

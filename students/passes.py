@@ -81,10 +81,12 @@ class Pass:
 
     def cast(self, x: Tensor, width: int) -> Tensor:
         """x.to(dtype): the same tensor where nothing changes."""
-        if x.width == width:
-            return x
-        tape, count, before = self.tape, x.count, x.width
-        return tape.result(tape.new(count, width), [x], lambda g, _: [tape.new(count, before)])
+        return x if x.width == width else self.made_of(x, self.tape.new(x.count, width))
+
+    def made_of(self, x: Tensor, out: Tensor) -> Tensor:
+        """`out` made of x alone, keeping nothing; its gradient becomes a new one of x's size."""
+        tape, count, width = self.tape, x.count, x.width
+        return tape.result(out, [x], lambda g, _: [tape.new(count, width)])
 
     def fitting(self, grad: Tensor, width: int) -> Tensor:
         """A gradient in the width of what it belongs to (autograd's validate_grad)."""
@@ -200,14 +202,11 @@ class Pass:
 
     def select(self, x: Tensor, count: int) -> Tensor:
         """Some of x's elements as a copy; the gradient is put into zeros of x's size."""
-        tape, before, width = self.tape, x.count, x.width
-        return tape.result(tape.new(count, width), [x], lambda g, _: [tape.new(before, width)])
+        return self.made_of(x, self.tape.new(count, x.width))
 
     def slice(self, x: Tensor, count: int) -> Tensor:
         """A view of some of x's elements; the gradient is put into zeros of x's size."""
-        tape, before, width = self.tape, x.count, x.width
-        view = Tensor(count, width, x.buffer)
-        return tape.result(view, [x], lambda g, _: [tape.new(before, width)])
+        return self.made_of(x, Tensor(count, x.width, x.buffer))
 
     def copy(self, x: Tensor) -> Tensor:
         """x.clone()"""
@@ -324,14 +323,11 @@ class Pass:
 
     def parts(self, x: Tensor) -> Tensor:
         """x.split(lengths): views; their gradients are copied together."""
-        tape, count, width = self.tape, x.count, x.width
-        view = Tensor(count, width, x.buffer)
-        return tape.result(view, [x], lambda g, _: [tape.new(count, width)])
+        return self.slice(x, x.count)
 
     def repeat(self, x: Tensor) -> Tensor:
-        tape, count, width = self.tape, x.count, x.width
-        out = tape.new(self.shape.tokens * self.q, width)
-        return tape.result(out, [x], lambda g, _: [tape.new(count, width)])
+        """Keys or values once for each head of the queries."""
+        return self.made_of(x, self.tape.new(self.shape.tokens * self.q, x.width))
 
     # Modules.
 
