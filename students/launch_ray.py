@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DistillError, MissingExtra, UsageError
-from distill.students import launch
+from distill.students import launch, launch_errors
 
 WAIT_S = 60
 """Seconds to wait for a cluster that grows; DISTILL_WAIT_S changes it."""
@@ -64,7 +64,7 @@ def train(told: Mapping[str, Any], out: Path) -> None:
         # Ray's errors are of several families, by version; all carry the worker's words.
         if not type(error).__module__.startswith("ray."):
             raise
-        raise launch.read_error(out) or _told(error) from None
+        raise launch_errors.read_error(out) or _told(error) from None
     finally:
         mark.unlink(missing_ok=True)
         if ours:
@@ -93,9 +93,11 @@ def _told(error: Exception) -> DistillError:
         if isinstance(cause, DistillError):
             return cause
         said = str(failure).strip().splitlines() or [type(failure).__name__]
-        return DistillError(f"Ray worker {rank}: {said[-1]}", f"Ray's log has more; {launch.AGAIN}")
+        return DistillError(
+            f"Ray worker {rank}: {said[-1]}", f"Ray's log has more; {launch_errors.AGAIN}"
+        )
     said = str(error).strip().splitlines() or [type(error).__name__]
-    return DistillError(f"Ray Train: {said[-1]}", launch.AGAIN)
+    return DistillError(f"Ray Train: {said[-1]}", launch_errors.AGAIN)
 
 
 def worker(told: Mapping[str, Any]) -> None:
@@ -112,13 +114,13 @@ def worker(told: Mapping[str, Any]) -> None:
 
         # Not left in a file: nobody else would find it.
         raise UsageError(
-            f"a Ray worker on {socket.gethostname()} does not see {out}", launch.SHARED
+            f"a Ray worker on {socket.gethostname()} does not see {out}", launch_errors.SHARED
         )
     job = Job(Path(told["dataset"]), out, told["config"])
     try:
         fit(job, prepare(job.config["student"]))
     except DistillError as error:
-        launch.leave_error(out, error)
+        launch_errors.leave_error(out, error)
         raise
 
 

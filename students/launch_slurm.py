@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UsageError
-from distill.students import launch
+from distill.students import launch, launch_errors
 
 
 def train(request: Path, train: Mapping[str, Any]) -> int:
@@ -51,4 +51,4 @@ def command(request: Path, train: Mapping[str, Any], host: str, port: int) -> li
     meet = ["--nnodes", str(train["nodes"]), "--rdzv-backend", "c10d", "--rdzv-conf", "is_host=0"]
     meet += ["--rdzv-id", os.environ.get("SLURM_JOB_ID", "distill")]
     meet += ["--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
-    return launch.agent(request.parent / launch.FAILURES, train, meet, [str(request)])
+    return launch.agent(request.parent / launch_errors.FAILURES, train, meet, [str(request)])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
-from distill.students import launch
+from distill.students import launch_errors
 from distill.students.launch_agent import die_with_parent
 from distill.students.launch_meeting import Meeting
 
@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> int:
     request = Path(arguments[0])
     if int(os.environ["RANK"]) == 0:
         if not request.is_file():
-            print(f"error: this node sees no file {request}: {launch.SHARED}", file=sys.stderr)
+            print(
+                f"error: this node sees no file {request}: {launch_errors.SHARED}", file=sys.stderr
+            )
             return 2
         told = json.loads(request.read_text(encoding="utf-8"))
     try:
@@ -106,7 +108,7 @@ def _lead(meeting: Meeting, job: Job, fitted: bool) -> Path:
     meeting.same_folder(job.out)
     if apart := _apart(meeting):
         _send(meeting, job, len(apart))
-    meeting.watch(lambda why: launch.leave_error(job.out, _as_error(why), force=True))
+    meeting.watch(lambda why: launch_errors.leave_error(job.out, _as_error(why), force=True))
     fit(job, prepared)
     student = job.student if fitted else job.finish(time.monotonic() - started)
     meeting.leave()
@@ -130,7 +132,7 @@ def _send(meeting: Meeting, job: Job, receivers: int) -> None:
         raise DistillError(
             f"train.shard = {job.train['shard']}: {receivers} of {meeting.nodes} nodes do not see "
             f"{job.out}, and each would keep its own shards of a checkpoint",
-            launch.SHARED,
+            launch_errors.SHARED,
         )
     names = [name for name in SENT if (job.out / name).exists()]
     if last := checkpoints.last_complete(job.out / "checkpoints"):
@@ -178,8 +180,8 @@ class _Failing:
         out = self.job.out if self.folder is None else None
         if isinstance(error, DistillError):
             if out is not None:
-                launch.leave_error(out, error)
-            self.meeting.fail(launch.plain(error))
+                launch_errors.leave_error(out, error)
+            self.meeting.fail(launch_errors.plain(error))
         elif isinstance(error, Exception):
             # Also where a user looks for it: the processes' own output is long.
             where = _keep_traceback(out, self.meeting.rank) if out is not None else ""
@@ -189,7 +191,7 @@ class _Failing:
 
 
 def _keep_traceback(out: Path, rank: int) -> str:
-    path = out / launch.LOGS / f"rank-{rank}.traceback"
+    path = out / launch_errors.LOGS / f"rank-{rank}.traceback"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(traceback.format_exc(), encoding="utf-8")
     return f"the traceback is in {path}"
@@ -202,7 +204,7 @@ def _to_file(out: Path, rank: int) -> None:
     """
     if not out.is_dir():
         return
-    folder = out / launch.LOGS
+    folder = out / launch_errors.LOGS
     folder.mkdir(exist_ok=True)
     with (folder / f"rank-{rank}.log").open("w", encoding="utf-8") as file:
         sys.stdout.flush()
@@ -213,7 +215,7 @@ def _to_file(out: Path, rank: int) -> None:
 
 def _as_error(why: Mapping[str, Any]) -> DistillError:
     who = f"process {why['rank']} on {why['host']}: " if "rank" in why else ""
-    return DistillError(f"{who}{why['message']}", str(why.get("hint") or launch.AGAIN))
+    return DistillError(f"{who}{why['message']}", str(why.get("hint") or launch_errors.AGAIN))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 from distill import child
 from distill.errors import DataError, DistillError, MissingExtra, UsageError
 from distill.recipe import Recipe
-from distill.students import launch, launch_slurm
+from distill.students import launch, launch_errors, launch_slurm
 from tests import launching
 
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NNODES")
@@ -174,29 +174,29 @@ def failures(out: Path, *processes: Mapping[str, Any]) -> None:
         {"rank": i, "pid": 1, "code": 1, "signal": "", "at": 0, **p}
         for i, p in enumerate(processes)
     ]
-    (out / f"{launch.FAILURES}-a-1").write_text(json.dumps({"host": "a", "processes": rows}))
+    (out / f"{launch_errors.FAILURES}-a-1").write_text(json.dumps({"host": "a", "processes": rows}))
 
 
 def test_the_error_that_is_told_is_the_first_cause(tmp_path: Path) -> None:
-    assert "ended with code 7" in str(launch.why(tmp_path, 7))
-    assert isinstance(launch.why(tmp_path, 130), KeyboardInterrupt)
-    logs = tmp_path / launch.LOGS
+    assert "ended with code 7" in str(launch_errors.why(tmp_path, 7))
+    assert isinstance(launch_errors.why(tmp_path, 130), KeyboardInterrupt)
+    logs = tmp_path / launch_errors.LOGS
     logs.mkdir()
     (logs / "rank-1.log").write_text("\n".join(f"line {i}" for i in range(40)))
     failures(tmp_path, {"at": 9}, {"at": 5})
-    told = str(launch.why(tmp_path, 1))
+    told = str(launch_errors.why(tmp_path, 1))
     assert "training process 1 on a: line 30" in told
     assert "line 29" not in told
     (logs / "rank-1.traceback").write_text("Traceback\n  File\nValueError: bad shape")
-    assert "process 1 on a: ValueError: bad shape" in str(launch.why(tmp_path, 1))
-    launch.leave_error(tmp_path, DataError("no rows", "give some"), force=True)
-    launch.leave_error(tmp_path, DataError("a second one"), force=True)
-    error = launch.why(tmp_path, 1)
+    assert "process 1 on a: ValueError: bad shape" in str(launch_errors.why(tmp_path, 1))
+    launch_errors.leave_error(tmp_path, DataError("no rows", "give some"), force=True)
+    launch_errors.leave_error(tmp_path, DataError("a second one"), force=True)
+    error = launch_errors.why(tmp_path, 1)
     assert isinstance(error, DataError)
     assert (error.message, error.hint) == ("no rows", "give some")
     # One that the kernel killed made the others fail, whatever they say.
     failures(tmp_path, {"at": 5}, {"at": 5, "code": -9, "signal": "SIGKILL"})
-    told = str(launch.why(tmp_path, 1))
+    told = str(launch_errors.why(tmp_path, 1))
     assert "process 1 on a was ended by SIGKILL" in told
     assert "memory" in told
 
