@@ -38,6 +38,7 @@ def arguments(job: Job, on: Hardware, total: int) -> Any:
         weight_decay=float(train["weight_decay"]),
         max_grad_norm=float(train["max_grad_norm"]),
         adam_beta2=float(train["adam_beta2"]),
+        optim="adamw_torch_fused",
         bf16=on.precision == "bf16",
         gradient_checkpointing=bool(train.get("gradient_checkpointing")),
         gradient_checkpointing_kwargs={"use_reentrant": False},

@@ -164,6 +164,27 @@ def test_what_nothing_decides_is_refused(tmp_path: Path, base: Path, data: Path)
         SFT().train(data, tmp_path / "out", long)
 
 
+def test_a_recipe_is_refused_before_anything_is_paid_for(tmp_path: Path) -> None:
+    from distill.agreement import check_agreement
+    from distill.recipe import Recipe
+
+    def asked(**sections: Any) -> Recipe:
+        return Recipe.from_dict({"name": "x", **sections})
+
+    for train in ({"keep": "best"}, {"early_stop": 3}):
+        with pytest.raises(UsageError, match="no examples to measure it on"):
+            check_agreement(asked(train=train))
+        check_agreement(asked(train=train, select={"validation": 0.1}))
+    with pytest.raises(UsageError, match="there is no file"):
+        check_agreement(asked(train={"keep": "best", "development": "none.jsonl"}))
+    (tmp_path / "dev.jsonl").write_text("")
+    check_agreement(asked(train={"keep": "best", "development": str(tmp_path / "dev.jsonl")}))
+    with pytest.raises(UsageError, match="both say which"):
+        check_agreement(asked(train={"keep": "best", "average": 2}, select={"validation": 5}))
+    with pytest.raises(UsageError, match="4 bits"):
+        check_agreement(asked(train={"shard": "fsdp"}, student={"method": "qlora"}))
+
+
 def test_what_decides_is_part_of_the_identity(tmp_path: Path, base: Path, data: Path) -> None:
     def identity(text: str, **changes: Any) -> str:
         (tmp_path / "held.jsonl").write_text(text)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError, UsageError
-from distill.students import checkpoints, sharding
+from distill.students import checkpoints, fit, sharding
 from distill.students.hardware import Hardware
 from distill.students.sft import SFT
 from tests import many_trainings, tiny_students
@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "offload": {"offload": True, "packing": False},
     "lora": {"student__method": "lora", "student__think_tokens": "tokens"},
     "average": {"student__method": "lora", "average": 2, "save_every": 2},
+    "bf16": {"precision": "bf16"},
     "best": {"learning_rate": 0.03, "epochs": 4, "keep": "best"},
 }
 LONG = {"epochs": 20, "save_every": 5}
@@ -44,14 +45,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def alike(
-    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+    one: dict[str, torch.Tensor],
+    other: dict[str, torch.Tensor],
+    start: dict[str, torch.Tensor],
+    share: float = 0.01,
 ) -> None:
-    """Equal but for rounding, which Adam turns into steps where a gradient is nearly zero."""
+    """Apart by a small share of the way from `start`: Adam turns rounding of a gradient near zero
+    into whole steps."""
     assert one.keys() == other.keys()
     for name, value in one.items():
         rows = start[name].shape[0]  # those of new tokens come after them
-        way = float((value[:rows] - start[name]).norm())
-        assert float((other[name] - value).norm()) <= 0.01 * way + 1e-6, name
+        way = float((value[:rows].float() - start[name]).norm())
+        assert float((other[name].float() - value.float()).norm()) <= share * way + 1e-6, name
 
 
 def config(root: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -89,11 +94,30 @@ def test_two_processes_train_what_one_trains(root: Path, tmp_path: Path, name: s
     alone = SFT().train(root / "data.jsonl", tmp_path / "out", config(root, name))
     one, two = read(tmp_path / "out" / "summary.json"), read(root / name / "fit.json")
     assert (two["shard"], two["processes"], one["shard"]) == ("fsdp", 2, "none")
-    assert two["final_loss"] == pytest.approx(one["final_loss"], rel=1e-4)
+    # One process computes in bf16 by autocast, shards are gathered in bf16: other roundings.
+    loss, way = (1e-3, 0.2) if name == "bf16" else (1e-4, 0.01)
+    assert two["final_loss"] == pytest.approx(one["final_loss"], rel=loss)
     assert two["kept_why"] == one["kept_why"]
     assert two["kept_update"] == one["kept_update"]
-    alike(weights(alone), weights(root / name / "student"), weights(root / "base"))
+    alike(weights(alone), weights(root / name / "student"), weights(root / "base"), way)
     assert read(root / name / "student" / "config.json")["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_zero3_trains_what_one_process_trains(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="pip install 'distill[deepspeed]'")
+    base = tiny_students.base(tmp_path / "base")
+    data = tiny_students.dataset(tmp_path / "data.jsonl", 21)
+    asked = tiny_students.config(base, shard="zero3", processes=2, offload=True, save_every=2)
+    many_trainings.run([many_trainings.write(tmp_path / "two", data, asked)])
+    alone = SFT().train(data, tmp_path / "one", tiny_students.config(base))
+    alike(weights(alone), weights(tmp_path / "two" / "student"), weights(base))
+    left = checkpoints.all_of(tmp_path / "two" / "checkpoints")
+    assert [checkpoints.step_of(path) for path in left] == [4, 6]
+    assert checkpoints.sealed(left[-1])["zero3"]
+    with pytest.raises(UsageError, match="fit only the same setting"):
+        fit._resume(tmp_path / "two" / "checkpoints", {}, Hardware("cpu", "fp32", "sdpa", 0, 1))
 
 
 @pytest.mark.slow
