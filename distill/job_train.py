@@ -13,6 +13,7 @@ from distill import agreement, interpreters, models, nodes, plan_advice, workers
 from distill.errors import DistillError, MissingExtra, UsageError
 from distill.job_base import VERSIONS, JobBase, summary_of
 from distill.resolve import code_version, resolve
+from distill.schema_train import Training
 from distill.stages import Stage
 from distill.step import Done, Step
 
@@ -33,7 +34,7 @@ class TrainingJob(JobBase):
         nodes.check(recipe)
         arch = models.student_entry(self.base).arch
         size = arch.params if arch is not None else 0
-        forced = all(stage.recipe.train.allow_cpu for stage in self.stages)
+        forced = all(_elsewhere(stage.recipe.train) for stage in self.stages)
         if size >= 1e9 and not forced and not models.has_gpu():
             raise UsageError(
                 f"recipe '{recipe.name}' trains {size / 1e9:.1f}B parameters, and this machine "
@@ -203,6 +204,11 @@ class TrainingJob(JobBase):
         return code_version(
             resolve(self.recipe.student.trainer, {}, what="trainer", folder=self.folder)
         )
+
+
+def _elsewhere(train: Training) -> bool:
+    """Whether it does not matter that this machine shows no GPU."""
+    return train.allow_cpu or train.launcher == "ray"
 
 
 def _goes_on(before: Done, student: Mapping[str, Any]) -> dict[str, Any]:

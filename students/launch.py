@@ -64,6 +64,11 @@ def processes(train: Mapping[str, Any]) -> int:
     return int(train.get("processes") or 1) * int(train.get("nodes") or 1)
 
 
+def several(train: Mapping[str, Any]) -> bool:
+    """Whether the training runs in other processes than its parent; Ray's one may be elsewhere."""
+    return processes(train) > 1 or train.get("launcher") == "ray"
+
+
 def launcher(train: Mapping[str, Any]) -> str:
     """`torchrun`, `slurm` or `ray`: what `train.launcher` comes to here. Raises UsageError."""
     asked, nodes = train.get("launcher") or "auto", int(train.get("nodes") or 1)
@@ -201,6 +206,7 @@ def distributed(told: Mapping[str, Any], out: Path) -> None:
     nothing is left running, however it ends.
     """
     train = told["config"]["train"]
+    check(train)
     kind = launcher(train)
     told = {**told, "fitted": True}
     for path in [out / ERROR, *out.glob(f"{FAILURES}*")]:
@@ -310,7 +316,7 @@ def environment(train: Mapping[str, Any]) -> dict[str, str]:
         for key, value in os.environ.items()
         if key not in taken and not key.startswith(("PET_", "TORCHELASTIC_"))
     }
-    if not visible_gpus():
+    if not visible_gpus() and not _torch_sees_a_gpu():
         settings["ACCELERATE_USE_CPU"] = "1"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     per_node = int(train.get("processes") or 1)
@@ -320,6 +326,13 @@ def environment(train: Mapping[str, Any]) -> dict[str, str]:
         # A host name that resolves to nowhere must not matter on one machine.
         settings.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return settings
+
+
+def _torch_sees_a_gpu() -> bool:
+    # In a container without the driver's files only torch knows.
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def run(command: Sequence[str], settings: Mapping[str, str]) -> int:

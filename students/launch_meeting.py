@@ -23,8 +23,9 @@ from distill.errors import DistillError
 log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
-STALE_S = 60.0
-"""A node that says nothing for so long is given up, and so is the training on all others."""
+STALE_S = 300.0
+"""A node that says nothing for so long is given up, and so is the training on all others. A call that
+holds Python's lock while it loads weights is silent, too."""
 SEEN_S = 15.0
 """A network file system may show a new file so much later on another node."""
 CHUNK = 4 << 20
@@ -78,6 +79,18 @@ class Meeting:
             self.tell(key, True)
         self.hear(key)
 
+    def end(self) -> None:
+        """The first process says that the training is over, and waits until all others know."""
+        if self.rank == 0:
+            self.tell("over", True)
+            until = time.monotonic() + STALE_S
+            while self._store.add("left", 0) < self.world - 1 and time.monotonic() < until:
+                time.sleep(0.05)
+        else:
+            self.hear("over")
+            self._store.add("left", 1)
+        self._over.set()
+
     def fail(self, what: dict[str, Any]) -> None:
         """Tell all nodes why this process ends; the first word stays."""
         what = {**what, "rank": self.rank, "host": socket.gethostname()}
@@ -98,10 +111,6 @@ class Meeting:
             return
         thread = threading.Thread(target=self._watch, args=(on_failure,), daemon=True)
         thread.start()
-
-    def leave(self) -> None:
-        """No more watching: the training is over here."""
-        self._over.set()
 
     def _watch(self, on_failure: Any) -> None:
         from torch.distributed import PrefixStore, TCPStore

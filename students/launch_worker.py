@@ -105,14 +105,13 @@ def _lead(meeting: Meeting, job: Job, fitted: bool) -> Path:
     prepared = job.prepare()
     known = {"fingerprint": job.fingerprint, "stage": job.config.get("stage")}
     meeting.tell("request", {**job.as_json(), **known})
+    meeting.watch(lambda why: launch_errors.leave_error(job.out, _as_error(why), force=True))
     meeting.same_folder(job.out)
     if apart := _apart(meeting):
         _send(meeting, job, len(apart))
-    meeting.watch(lambda why: launch_errors.leave_error(job.out, _as_error(why), force=True))
     fit(job, prepared)
     student = job.student if fitted else job.finish(time.monotonic() - started)
-    meeting.leave()
-    meeting.tell("over", True)
+    meeting.end()
     return student
 
 
@@ -147,13 +146,15 @@ def _follow(meeting: Meeting, job: Job, failing: _Failing) -> None:
     from distill.students.fit import fit
     from distill.students.loading import prepare
 
+    meeting.watch(lambda why: print(f"error: {_as_error(why)}", file=sys.stderr, flush=True))
     if not meeting.same_folder(job.out):
         job.out = failing.folder = _receive(meeting)
     _apart(meeting)
-    meeting.watch(lambda why: print(f"error: {_as_error(why)}", file=sys.stderr, flush=True))
     fit(job, prepare(job.config["student"]))
-    meeting.hear("over")
-    meeting.leave()
+    meeting.end()
+    log_file = job.out / launch_errors.LOGS / f"rank-{meeting.rank}.log"
+    if log_file.is_file() and not log_file.stat().st_size:
+        log_file.unlink()
 
 
 def _receive(meeting: Meeting) -> Path:
@@ -177,7 +178,8 @@ class _Failing:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        out = self.job.out if self.folder is None else None
+        # On a node that does not see the step's folder there is none to leave a file in.
+        out = self.job.out if self.folder is None and self.job.out.is_dir() else None
         if isinstance(error, DistillError):
             if out is not None:
                 launch_errors.leave_error(out, error)

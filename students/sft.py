@@ -56,7 +56,7 @@ class SFT:
             return job.student
         job.out.mkdir(parents=True, exist_ok=True)
         prepared = job.prepare()
-        if launch.processes(config["train"]) > 1:
+        if launch.several(config["train"]):
             launch.distributed(job.as_json(), job.out)
         else:
             from distill.students.fit import fit

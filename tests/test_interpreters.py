@@ -92,7 +92,7 @@ def test_sampling_in_the_environment_of_the_server(tmp_path: Path) -> None:
     python = os.environ.get("DISTILL_VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
     if not Path(python).is_file():
         pytest.skip("no other interpreter: run `make vllm`, or set DISTILL_VLLM_PYTHON")
-    command = [sys.executable, "-m", "distill.cli", "sample", "pocket", "--limit", "4"]
+    command = [sys.executable, "-m", "distill.cli", "sample", "pocket", "--limit", "40"]
     command += ["--runs", str(tmp_path / "runs"), "sampling.n=1"]
 
     def run(*more: str) -> str:
