@@ -152,8 +152,15 @@ def estimate(arch: Arch, setting: Setting) -> Parts:
     _run(model, arch, setting, meter)
     del held
     worst = meter.worst
-    names = ("weights", "gradients", "optimiser", "activations", "logits", "buffers")
-    parts = Parts(*(worst.get(name, 0) for name in names), host=model.host)
+    parts = Parts(
+        weights=worst.get("weights", 0),
+        gradients=worst.get("gradients", 0),
+        optimiser=worst.get("optimiser", 0),
+        activations=worst.get("activations", 0),
+        logits=worst.get("logits", 0),
+        buffers=worst.get("buffers", 0),
+        host=model.host,
+    )
     if setting.device == "cpu":
         return parts
     return dataclasses.replace(

@@ -80,6 +80,11 @@ Rule = Callable[[Tensor, list[Tensor]], Sequence[Tensor | None]]
 counts, too."""
 
 
+def _none(grad: Tensor, saved: list[Tensor]) -> Sequence[Tensor | None]:
+    """The rule of something that has no sources."""
+    return []
+
+
 class Node:
     """How a result came to be. `saved` are tensors, or, in a checkpoint, their number there."""
 
