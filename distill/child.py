@@ -83,10 +83,11 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     try:
         return process.wait()
     except BaseException:
-        # Ctrl-C reached the child too; give it a moment to put down what it holds.
+        # Ctrl-C reached the child too; give it a moment to put down what it holds. It may have
+        # processes of its own to end, on several nodes.
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=45)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -4,6 +4,10 @@
 
 Everything after the first argument is torchrun's own command line. A failure goes to a file whose
 name FAILURES begins; several nodes may share its folder.
+
+    python -m distill.students.launch_agent --exec PROGRAM ...
+
+becomes another program that ends with its parent.
 """
 
 from __future__ import annotations
@@ -73,4 +77,7 @@ def _write(failures: Path, content: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--exec":
+        die_with_parent()
+        os.execvp(sys.argv[2], sys.argv[2:])
     sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

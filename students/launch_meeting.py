@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 STALE_S = 300.0
-"""A node that says nothing for so long is given up, and so is the training on all others. A call that
-holds Python's lock while it loads weights is silent, too."""
+"""A node that says nothing for so long is given up, and so is the training on all others.
+
+It is long because a call that holds Python's lock while it loads weights is silent, too.
+"""
 SEEN_S = 15.0
 """A network file system may show a new file so much later on another node."""
 CHUNK = 4 << 20

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def train(request: Path, train: Mapping[str, Any]) -> int:
 
 def srun(nodes: int) -> list[str]:
     """One task on each of `nodes` nodes; a node that fails ends the others."""
-    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    # Alone it would outlive a parent that is killed.
+    words = [sys.executable, "-m", launch.AGENT, "--exec"]
+    words += ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     words += ["--kill-on-bad-exit=1", "--export=ALL"]
     # srun does not take it over from sbatch since Slurm 22.05.
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):

@@ -53,14 +53,14 @@ def main(arguments: list[str]) -> int:
         told = json.loads(request.read_text(encoding="utf-8"))
     try:
         take_part(told, None if told else request)
-    except DistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception:
-        # Where a parent reads the traceback's file, it need not be on the terminal, too.
+    except Exception as error:
+        # A parent finds error and traceback in files; they need not be on the terminal twice.
         if told is not None and told.get("fitted"):
             return 1
-        raise
+        if not isinstance(error, DistillError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
