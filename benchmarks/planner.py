@@ -74,7 +74,7 @@ def cases(more: bool) -> Iterator[Any]:
     yield Case("qwen2 lora bf16", "qwen2", wide, {**lora, **bf16})
     yield Case("qwen2 lora bf16, new tokens", "qwen2", tied, {**lora, **bf16, **new, **saved})
     yield Case("llama qlora, wide, rank 32", "llama", wide, {**qlora, "lora__rank": 32})
-    yield Case("llama lora, two processes", "llama", wide, {**few, **lora}, (4, 12), world=2)
+    yield Case("llama lora, two processes", "llama", wide, {**few, **lora}, (30, 60), world=2)
     sharded = {**few, **bf16, "shard": "fsdp"}
     yield Case("llama full bf16, two shards", "llama", wide, sharded, (4, 12), world=2)
     yield Case("llama lora bf16, two shards", "llama", wide, {**sharded, **lora}, (4, 12), world=2)

@@ -35,8 +35,10 @@ class Setting:
     `tokens` are those of the largest micro-batch of one process, padding included: the greater of
     `train.micro_batch_tokens` and the longest example. `longest` is the longest example (the width
     of a row). `accumulates`: some update takes more than one micro-batch in a process.
-    `trained`: those of `tokens` that have a label (0: all). `new_tokens`: rows of the embedding
-    that LoRA trains. `world` is the number of processes.
+    `trained`: those of `tokens` that have a label (0: all). `layout` as in students/packing.py:
+    `flat` is one row of attention with variable lengths, `rectangle` rows with masks, `padded` one
+    example a row. `new_tokens`: rows of the embedding that LoRA trains. `world` is the number of
+    processes; with `shard` they divide weights, gradients and optimizer among them.
     """
 
     tokens: int
@@ -270,9 +272,10 @@ class _Model:
         layer = (arch.params - outside) // arch.layers
         adapter = 0 if self.full else adapter_params(arch, self.setting.rank) // arch.layers
         # The embedding and the head stay from the forward pass on, with the head's gradient. Of the
-        # layers one is at work and one on its way; the gradients of a third, in fp32, are summed
-        # over the processes into shards.
-        gathered = width * (outside + head * trains + 2 * (layer + adapter))
+        # layers one is at work and, between the first and the last, the next one is on its way;
+        # the gradients of the one before, in fp32, are summed over the processes into shards.
+        here = min(2, max(1, arch.layers - 1))
+        gathered = width * (outside + head * trains + here * (layer + adapter))
         summed = layer * trains + adapter
         return gathered + 4 * summed + 4 * summed // self.shards
 
