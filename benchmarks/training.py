@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--larger", action="store_true", help="SmolLM2-135M's architecture")
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--model", nargs="+", default=["1.5b", "7b"], choices=["1.5b", "7b"])
+    parser.add_argument(
+        "--model", nargs="+", default=["1.5b", "7b"], choices=["1.5b", "7b", "tiny"]
+    )
     parser.add_argument("--length", nargs="+", type=int, default=[4096, 16384, 32768])
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -160,11 +162,10 @@ def run(scratch: Path, name: str, told: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def make_base(folder: Path, shape: dict[str, int], positions: int) -> Path:
-    """A base of random weights with a tokenizer of one token for a byte."""
-    import torch
+def make_tokenizer() -> Any:
+    """One token for a byte, and ChatML's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -173,16 +174,24 @@ def make_base(folder: Path, shape: dict[str, int], positions: int) -> Path:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(specials)
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=specials[0], pad_token=specials[0]
     )
+
+
+def make_base(folder: Path, shape: dict[str, int], positions: int) -> Path:
+    """A base of random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "qwen2",
         **shape,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
-        eos_token_id=words[specials[0]],
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
         bos_token_id=None,
     )
