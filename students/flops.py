@@ -41,7 +41,7 @@ PEAK: dict[str, float] = {
     "RTX 3090": 71e12,  # NVIDIA GA102 whitepaper, fp32 accumulation
     "RTX 4090": 165.2e12,  # NVIDIA Ada whitepaper, fp32 accumulation
     "RTX 5090": 209.5e12,  # NVIDIA RTX Blackwell whitepaper, fp32 accumulation
-    "MI250X": 383e12,  # AMD Instinct MI250X data sheet (both dies)
+    "MI250X": 191.5e12,  # AMD Instinct MI250X data sheet: 383 for two dies, each a device of torch
     "MI300X": 1307.4e12,  # AMD Instinct MI300X data sheet
     "MI325X": 1307.4e12,  # AMD Instinct MI325X data sheet
 }
