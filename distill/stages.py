@@ -6,7 +6,7 @@ A recipe without stages is one stage without a name, and everything is called as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -46,7 +46,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def _at(recipe: Recipe, spec: StageSpec) -> Recipe:
     try:
-        changed = {
+        changed: dict[str, Any] = {
             "select": laid_over(recipe.select, spec.select),
             "student": laid_over(recipe.student, spec.student),
             "train": laid_over(recipe.train, spec.train),

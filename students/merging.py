@@ -122,7 +122,7 @@ def _mean(models: Sequence[tuple[Weights, float]], like: Source, out: Path) -> N
             size = 0
         parts[-1].append(name)
         size += bytes_
-    index = {}
+    index: dict[str, str] = {}
     for number, names in enumerate(parts, 1):
         tensors = {}
         for name in names:

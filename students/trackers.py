@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -131,5 +131,9 @@ class Tensorboard:
         self.writer.close()
 
 
-KNOWN = {"wandb": Wandb, "trackio": Trackio, "tensorboard": Tensorboard}
+KNOWN: dict[str, Callable[[str, Path, Mapping[str, Any]], Tracker]] = {
+    "wandb": Wandb,
+    "trackio": Trackio,
+    "tensorboard": Tensorboard,
+}
 """Name in `train.trackers` -> what writes to it."""
