@@ -19,6 +19,9 @@ METHODS = ("full", "lora", "qlora")
 RATES = {"full": 3e-3, "lora": 2e-2, "qlora": 2e-2}
 """For the pocket student, whose matrices are a hundred wide."""
 
+BELOW = {"full": 0.4, "lora": 1.1, "qlora": 1.1}
+"""Loss of the pocket student's thirtieth update; the first has nearly 7."""
+
 
 def train(base: Path, folder: Path, rows: int, **changes: Any) -> tuple[list[float], Path]:
     """Losses of the updates, and the student."""
@@ -35,9 +38,8 @@ def train(base: Path, folder: Path, rows: int, **changes: Any) -> tuple[list[flo
 def test_pocket(tmp_path: Path, method: str) -> None:
     changes = {"student__method": method, "learning_rate": RATES[method], "lora__rank": 16}
     losses, student = train(POCKET, tmp_path, 48, batch_size=8, epochs=5, max_steps=30, **changes)
-    # The pocket base knows sums, though not told in these words.
-    assert losses[0] > 1.0
-    assert losses[-1] < 0.6
+    assert losses[0] > 5
+    assert losses[-1] < BELOW[method]
     assert (student / "model.safetensors").is_file()
 
 
