@@ -87,7 +87,7 @@ def write(path: Path, model: Any, optimizer: Any) -> None:
 
 
 def read(path: Path, model: Any, optimizer: Any) -> None:
-    """Put `path/state` into a model and its optimizer, sharded as they are; all processes call."""
+    """Put `path/state` into a model and its optimizer, in every process."""
     load_weights(path, model)
     inner = getattr(optimizer, "optimizer", optimizer)
     inner.zero_grad()
@@ -106,7 +106,7 @@ def read(path: Path, model: Any, optimizer: Any) -> None:
 
 
 def load_weights(path: Path, model: Any) -> None:
-    """Put the weights of a checkpoint into `model`, sharded or not; all processes call."""
+    """Put a checkpoint's weights into `model`; all processes call where it is sharded."""
     _read_into(path, _weights(model))
 
 
@@ -135,9 +135,9 @@ def weights_of(path: Path) -> Path:
             parts.append({})
             size = tensor.nbytes
         parts[-1][name] = tensor
-    index = {}
+    index: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
-        _read_into(path, part, alone=True)
+        _read_into(path, part)
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         whole = {name.removeprefix("weights."): part[name] for name in part}
         save_file(whole, temporary / file, metadata={"format": "pt"})
@@ -184,10 +184,13 @@ def _tensors(path: Path) -> dict[str, Any]:
     return dict(FileSystemReader(path / STATE).read_metadata().state_dict_metadata)
 
 
-def _read_into(path: Path, states: dict[str, Any], alone: bool = False) -> None:
+def _read_into(path: Path, states: dict[str, Any]) -> None:
+    """Fill tensors; all processes call where they are sharded, else each for itself."""
     from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.tensor import DTensor
 
     if states:
+        alone = not any(isinstance(value, DTensor) for value in states.values())
         with _alone_is_fine():
             load(states, storage_reader=FileSystemReader(path / STATE), no_dist=alone)
 

@@ -35,31 +35,36 @@ def keep(trainer: SavingTrainer, job: Job, planned: int) -> dict[str, Any]:
 
     Returns `kept_update`, `kept_why` and, where the training stopped early, `planned_updates`.
     """
+    from distill.students import averaging
+
     last, seen = trainer.state.global_step, trainer.validation
     folder = job.out / "checkpoints"
     told: dict[str, Any] = {"kept_update": last, "kept_why": "the last update"}
-    if seen and seen.stopped:
-        told["planned_updates"] = planned
-        job.notes.append(
-            f"stopped after {last} of {planned} updates: {seen.patience} measurements without a "
-            f"validation loss below that of update {seen.best} ({seen.losses[seen.best]:.4f})"
-        )
-    if seen and seen.keep_best and seen.best is not None:
-        told |= {
-            "kept_update": seen.best,
-            "kept_why": f"the lowest validation loss ({seen.losses[seen.best]:.6f})",
-        }
-        if seen.losses.get(0, seen.losses[seen.best]) < seen.losses[seen.best]:
+    best = seen.best if seen else None
+    # Of copies, the first process's is exported, and other nodes need not see its checkpoints.
+    mine = trainer.sharded or trainer.is_deepspeed_enabled or trainer.args.should_save
+    if seen and best is not None:
+        lowest = seen.losses[best]
+        if seen.stopped is not None:
+            told["planned_updates"] = planned
             job.notes.append(
-                f"the base's own validation loss ({seen.losses[0]:.4f}) is lower than that of "
-                "every measured update"
+                f"stopped after {last} of {planned} updates: {seen.patience} measurements without "
+                f"a validation loss below that of update {best} ({lowest:.4f})"
             )
-        if seen.best != last:
-            restore(trainer, folder / f"checkpoint-{seen.best}")
+        if seen.keep_best:
+            told |= {"kept_update": best, "kept_why": f"the lowest validation loss ({lowest:.6f})"}
+            if seen.losses.get(0, lowest) < lowest:
+                job.notes.append(
+                    f"the base's own validation loss ({seen.losses[0]:.4f}) is lower than that of "
+                    "every measured update"
+                )
+            if best != last and mine:
+                restore(trainer, folder / f"checkpoint-{best}")
     count = int(job.train.get("average") or 1)
     if count > 1:
         found = checkpoints.all_of(folder)[-count:]
-        _average(found, trainer)
+        if mine:
+            averaging.average(found, trainer.model)
         steps = ", ".join(str(checkpoints.step_of(path)) for path in found)
         told["kept_why"] = f"the mean of the checkpoints of updates {steps}"
         if len(found) < count:
@@ -83,9 +88,3 @@ def restore(trainer: SavingTrainer, path: Path) -> None:
         deepspeed_load_checkpoint(trainer.model_wrapped, str(path), load_module_strict=False)
     else:
         checkpoints.load_weights(path, trainer.model)
-
-
-def _average(found: list[Path], trainer: SavingTrainer) -> None:
-    from distill.students import averaging
-
-    averaging.average(found, trainer.model)

@@ -79,6 +79,7 @@ class SavingTrainer(UpdateTrainer):
             if self.args.should_save:
                 checkpoints.seal(path, step, **self._told())
                 checkpoints.prune(path.parent, self.keep, self._best())
+            self._meet()  # others may look for the seal next
         except (OSError, RuntimeError, CheckpointException) as error:
             # torch's writers turn a full disk into errors of their own, which do not name it.
             own = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
@@ -132,7 +133,7 @@ class SavingTrainer(UpdateTrainer):
         return {seen.best} if seen and seen.keep_best and seen.best is not None else set()
 
     def _meet(self) -> None:
-        """Wait until every process has written its part."""
+        """Wait for all processes."""
         if self.args.world_size > 1:
             torch.distributed.barrier()
 
