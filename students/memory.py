@@ -182,6 +182,7 @@ class _Model:
         # are trained and cast by autocast, product by product.
         self.autocast = self.bf16 and self.shards == 1
         self.base_width = 4 if (self.full and self.shards == 1) or not self.bf16 else 2
+        self.offloads = setting.offload and self.shards > 1
         self.all: list[Weight] = []
         self.bytes = 0
         dim = arch.head_dim or arch.hidden // arch.heads
@@ -211,14 +212,15 @@ class _Model:
             )
 
     def _weight(self, count: int) -> Weight:
-        weight = Weight(count, self.base_width, self.full, self.shards)
+        weight = Weight(count, self.base_width, self.full, 0 if self.offloads else self.shards)
         self.all.append(weight)
         stored = 4 if self.full else self.base_width
         self.bytes += count * stored
         return weight
 
     def _adapter(self, count: int) -> Weight:
-        weight = Weight(count, 2 if self.shards > 1 and self.bf16 else 4, True, self.shards)
+        width = 2 if self.shards > 1 and self.bf16 else 4
+        weight = Weight(count, width, True, 0 if self.offloads else self.shards)
         self.all.append(weight)
         self.bytes += count * 4
         return weight
@@ -244,14 +246,14 @@ class _Model:
     @property
     def host(self) -> int:
         """Bytes per process that offloading moves to the machine's memory: all its shards."""
-        if not self.setting.offload or self.shards == 1:
+        if not self.offloads:
             return 0
         return (self.bytes + 12 * self.trained) // self.shards
 
     def hold(self, meter: Meter) -> list[Buffer]:
         """Count weights, optimizer states, earlier gradients, and copies that sharing takes."""
         setting, held = self.setting, []
-        if not (setting.offload and self.shards > 1):
+        if not self.offloads:
             held.append(Buffer(meter, "weights", self.bytes // self.shards))
             held.append(Buffer(meter, "optimiser", 8 * self.trained // self.shards))
         if setting.accumulates:

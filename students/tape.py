@@ -60,7 +60,7 @@ class Tensor:
 class Weight:
     """A parameter. Its own bytes are counted by who makes it; its gradient is counted here.
 
-    With `shards`, each process keeps that part of the gradient, in fp32.
+    With `shards`, each process keeps that part of the gradient, in fp32; 0: somewhere else.
     """
 
     __slots__ = ("count", "gradient", "shards", "trained", "width")
@@ -72,7 +72,8 @@ class Weight:
     def keep(self, meter: Meter) -> None:
         """Have the bytes of a gradient, as after an earlier pass."""
         if self.trained:
-            self.gradient = Buffer(meter, "gradients", self.count * 4 // self.shards)
+            size = self.count * 4 // self.shards if self.shards else 0
+            self.gradient = Buffer(meter, "gradients", size)
 
 
 Rule = Callable[[Tensor, list[Tensor]], Sequence[Tensor | None]]
@@ -218,7 +219,7 @@ class Tape:
                 if source is None or value is None:
                     continue
                 if isinstance(source, Weight):
-                    if source.gradient is None and source.shards > 1:
+                    if source.gradient is None and source.shards != 1:
                         source.keep(self.meter)
                     elif source.gradient is None:
                         value.buffer.relabel("gradients")
