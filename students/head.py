@@ -21,6 +21,9 @@ from distill.students.render import IGNORED
 CPU_LOGITS_BYTES = 16 << 20
 GPU_LOGITS_BYTES = 1 << 30
 
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+"""Keys of configs by which families multiply their logits (Cohere, Falcon-H1)."""
+
 
 def piece(vocab: int, device: str) -> int:
     """Tokens whose fp32 logits are there at once."""
@@ -52,8 +55,7 @@ def add_nll_head(model: Any) -> None:
 
 
 def _transforms(config: Any) -> bool:
-    names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
-    names += ("lm_head_multiplier",)
+    names = ("final_logit_softcapping", "logits_scaling", *SCALES)
     return any(getattr(config, name, None) not in (None, 1.0) for name in names)
 
 
@@ -120,11 +122,7 @@ def _logits(model: Any, head: Any, states: Any) -> Any:
     config = model.config.get_text_config()
     logits = head(states).float()
     scale = next(
-        (
-            value
-            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-            if (value := getattr(config, name, None)) is not None
-        ),
+        (value for name in SCALES if (value := getattr(config, name, None)) is not None),
         1.0,
     )
     divisor = getattr(config, "logits_scaling", None)
