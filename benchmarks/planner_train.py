@@ -53,9 +53,10 @@ def prepare(case: Case, folder: Path) -> dict[str, Any]:
     """A base with random weights, a data set, and the training of `case` on them."""
     folder.mkdir(parents=True, exist_ok=True)
     specials = tiny_students.CHATML
-    base = tiny_students.base(
-        folder / "base", case.kind, specials, max_position_embeddings=4096, **case.sizes
-    )
+    with contextlib.redirect_stderr(io.StringIO()):
+        base = tiny_students.base(
+            folder / "base", case.kind, specials, max_position_embeddings=4096, **case.sizes
+        )
     rng = random.Random(0)
     data = folder / "data.jsonl"
     rows = [tiny_students.example(7, 5, rng.randint(*case.words)) for _ in range(12)]
