@@ -16,8 +16,8 @@ from typing import Any
 from distill.errors import DataError
 from distill.manifest import hide_argument, hide_secrets
 from distill.recipe import Recipe
+from distill.report import cited, traces
 from distill.report import results as evaluation
-from distill.report import traces
 from distill.report.data_tables import left_out
 from distill.report.training import read_json, read_training, without_notes
 from distill.report.words import clean
@@ -278,8 +278,10 @@ def _evaluation(source: Source) -> tuple[dict[str, Any] | None, dict[str, Any] |
     files = sorted(tasks.glob("*.jsonl")) if tasks else []
     heldout = source.folder("problems", "import")
     files += [heldout / "heldout.jsonl"] if heldout else []
-    seed = int((source.run.get("recipe") or {}).get("seed") or 0)
-    found = evaluation.read_results(results, folder, files, seed)
+    recipe = source.run.get("recipe") or {}
+    found = evaluation.read_results(results, folder, files, int(recipe.get("seed") or 0))
+    for name, task in found["tasks"].items():
+        task["published"] = cited.beside(name, task, found["settings"], recipe)
     for note in results.get("notes") or []:
         if {"step": "evaluate", "note": str(note)} not in source.notes:
             source.notes.append({"step": "evaluate", "note": str(note)})

@@ -16,12 +16,14 @@ from distill.report.traces import questions, take_apart
 
 SHOWN_CHANGES = 5
 PAIRS = {"gained": 2, "lost": 2, "neither": 1}
+MARKED = ("subject", "difficulty")
+"""Groups that a problem's metadata names."""
 
 Rates = dict[str, dict[str, float]]
 """role -> problem id -> share of correct samples."""
 
 Labels = dict[str, dict[str, str]]
-"""kind (source, difficulty) -> problem id -> name of its group."""
+"""kind (source, subject, difficulty) -> problem id -> name of its group."""
 
 
 def read_rates(samples: Path) -> dict[str, Rates]:
@@ -46,15 +48,16 @@ def read_rates(samples: Path) -> dict[str, Rates]:
 def labels_of(files: Sequence[Path], rates: Rates) -> Labels:
     """The groups of the sampled problems, from the first file that has a problem."""
     wanted = {problem for of in rates.values() for problem in of}
-    labels: Labels = {"source": {}, "difficulty": {}}
+    labels: Labels = {"source": {}, **{kind: {} for kind in MARKED}}
     for path in files:
         if not path.is_file() or not wanted - labels["source"].keys():
             continue
         for problem in read_records(Problem, path):
             if problem.id in wanted and problem.id not in labels["source"]:
                 labels["source"][problem.id] = problem.source or "unnamed"
-                if problem.metadata.get("difficulty") is not None:
-                    labels["difficulty"][problem.id] = str(problem.metadata["difficulty"])
+                for kind in MARKED:
+                    if problem.metadata.get(kind) is not None:
+                        labels[kind][problem.id] = str(problem.metadata[kind])
     return labels
 
 

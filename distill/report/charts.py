@@ -88,6 +88,59 @@ def _interval(axes: Any, y: int, row: Mapping[str, Any], narrow: bool) -> None:
         axes.text(min(max(100 * value, 7), 93), y + 0.22, percent(value), ha="center", **text)
 
 
+def tokens_chart(name: str, task: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """pass@1 against the tokens an answer may take, doubling; each line bears its model's name."""
+    if not curves:
+        return ""
+    order = sorted(curves, key=lambda role: curves[role][-1][1])
+    places = [tokens for tokens, _ in curves[order[0]]]
+    top = max(5.0, 100 * max(share for curve in curves.values() for _, share in curve))
+
+    def draw(axes: Any, narrow: bool) -> None:
+        height, apart = -1.0, top * 0.085
+        for role in order:
+            colour, style, weight = LINES.get(role, (MUTED, ":", "normal"))
+            shares = [100 * share for _, share in curves[role]]
+            wide = 2.5 if role == "student" else 1.5
+            axes.plot(range(len(places)), shares, color=colour, ls=style, lw=wide, clip_on=False)
+            height = max(shares[-1], height + apart)
+            text = {"color": colour, "fontsize": 13, "weight": weight, "va": "center"}
+            axes.text(len(places) - 1 + 0.15, height, shorten(role_name(role), 16), **text)
+        named = max(len(shorten(role_name(role), 16)) for role in order)
+        inner = (NARROW if narrow else WIDE) - 2 * 56
+        room = min(0.6, (named * 7.5 + 8) / inner)
+        axes.set_xlim(0, (len(places) - 1) / (1 - room))
+        axes.set_ylim(0, max(1.04 * top, height + apart / 2))
+        step = -(-len(places) // (4 if narrow else 8))
+        shown = list(range(len(places) - 1, -1, -step))
+        axes.set_xticks(shown, [_short(places[i]) for i in shown])
+        axes.set_xlabel("tokens an answer may take")
+        axes.yaxis.set_major_locator(_ticks(4))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}%")
+        axes.grid(axis="y", color=RULE, lw=1)
+
+    told = "; ".join(
+        f"{role_name(role)} "
+        + ", ".join(f"{percent(share)} within {count(tokens)}" for tokens, share in curves[role])
+        for role in reversed(order)
+    )
+    return _figure(name, f"pass@1 on {task} against tokens", told, draw, height=280)
+
+
+LINES = {
+    "student": (ACCENT, "-", "bold"),
+    "base": (INK, "-", "normal"),
+    "base-best": (INK, (0, (5, 2)), "normal"),
+    "teacher": (MUTED, (0, (1.5, 1.5)), "normal"),
+}
+"""Colour, dashes and weight of a model's line."""
+
+
+def _short(tokens: int) -> str:
+    """512, 1k, 32k: powers of two, as context lengths are named."""
+    return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)
+
+
 def pass_rate_chart(rates: Mapping[str, Any]) -> str:
     """Problems by their share of correct traces, all behind and selected in front."""
 

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distill.report import data_tables, say, tables, words
+from distill.report import data_tables, result_tables, say, tables, words
+from distill.report.results import KINDS
 from distill.report.tables import Table
 
 
@@ -63,6 +64,7 @@ def _head(n: Mapping[str, Any]) -> list[str]:
         escape(say.partial(n)),
         f"**{escape(say.headline(n))}**",
         escape(say.against_others(n["headline"])),
+        escape(say.other_tasks(n)),
         facts(tables.headline_facts(n)),
     ]
 
@@ -79,16 +81,28 @@ def _results(n: Mapping[str, Any]) -> list[str]:
         parts.append(escape(f"How they were asked: {say.asked(evaluation)}."))
     for name, task in evaluation["tasks"].items():
         parts.append(f"### {escape(name)} ({words.plural(task['problems'], 'problem')})")
-        parts.append(table(tables.results_table(task)))
-        parts.append(table(tables.differences_table(task)))
-        parts += [table(tables.groups_table(task, kind)) for kind in ("source", "difficulty")]
-        if task["changes"]:
-            against = task["against"]
-            parts.append(escape(say.changes(task["changes"], against, task["samples"])))
-            for side, title in (("gained", "Largest gains"), ("lost", "Largest losses")):
-                found = table(tables.changes_table(task["changes"][side], against))
-                parts += [f"**{title}**", found or "None."]
-    parts.append(table(tables.lm_eval_table(evaluation)))
+        parts += _task(name, task)
+    parts.append(table(result_tables.lm_eval_table(evaluation)))
+    return parts
+
+
+def _task(name: str, task: Mapping[str, Any]) -> list[str]:
+    parts = [table(tables.results_table(task)), escape(say.unjudged(task))]
+    parts += [escape(say.overlap(task)), table(result_tables.clean_table(task))]
+    parts += [table(result_tables.differences_table(task)), escape(say.seen(task))]
+    parts.append(table(result_tables.parts_table(task)))
+    if found := result_tables.tokens_table(task):
+        parts += ["pass@1 if every answer had to end within so many tokens:", table(found)]
+    parts += [table(result_tables.groups_table(task, kind)) for kind in KINDS]
+    if found := result_tables.published_table(task):
+        parts += [f"**Published on {escape(name)}, for orientation**", say.ORIENTATION]
+        parts.append(table(found))
+    if task["changes"]:
+        against = task["against"]
+        parts.append(escape(say.changes(task["changes"], against, task["samples"])))
+        for side, title in (("gained", "Largest gains"), ("lost", "Largest losses")):
+            rows = table(result_tables.changes_table(task["changes"][side], against))
+            parts += [f"**{title}**", rows or "None."]
     return parts
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from distill.report import charts, data_tables, say, tables, words
+from distill.report import charts, data_tables, result_tables, say, tables, words
+from distill.report.results import KINDS
 from distill.report.tables import Table
 
 KEY_FILES = (".safetensors", "problems.jsonl", "traces.jsonl", "dataset.jsonl", "results.json")
@@ -24,6 +25,7 @@ def render_page(numbers: Mapping[str, Any]) -> str:
         "page.html.j2",
         n=numbers,
         charts=draw(numbers),
+        kinds=KINDS,
         curves=[(key, title) for key, (title, _) in charts.CURVES.items()],
         command=shlex.join(numbers["command"]),
         recipe=recipe_text(numbers["recipe"]),
@@ -43,7 +45,8 @@ def render(template: str, *, charts: Mapping[str, str], **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(say=say, tables=tables, data_tables=data_tables, words=words)
+    environment.globals.update(say=say, words=words)
+    environment.globals.update(tables=tables, data_tables=data_tables, result_tables=result_tables)
     style = resources.files("distill.report").joinpath("style.css").read_text(encoding="utf-8")
     drawn = {name: Markup(svg) for name, svg in charts.items()}
     return environment.get_template(template).render(style=Markup(style), charts=drawn, **values)
@@ -52,7 +55,13 @@ def render(template: str, *, charts: Mapping[str, str], **values: Any) -> str:
 def draw(numbers: Mapping[str, Any]) -> dict[str, str]:
     """The charts of a report by name; a chart without data is the empty string."""
     lead, training = numbers["headline"], numbers["training"] or {}
+    tasks = (numbers["evaluation"] or {}).get("tasks") or {}
+    budgets = {
+        f"tokens-{place}": charts.tokens_chart(f"tokens-{place}", name, result_tables.budgets(task))
+        for place, (name, task) in enumerate(tasks.items())
+    }
     return {
+        **budgets,
         "results": charts.results_chart(lead["task"], lead["rows"]) if lead else "",
         "rates": charts.pass_rate_chart(numbers["pass_rates"]) if numbers["pass_rates"] else "",
         "lengths": charts.lengths_chart(numbers["lengths"]) if numbers["lengths"] else "",

@@ -26,6 +26,8 @@ from distill.statistics import paired_difference
 
 BASES = ("base", "base-best")
 ROLES = ("base", "base-best", "student", "teacher")
+KINDS = ("source", "subject", "difficulty")
+"""What problems are grouped by."""
 
 
 def read_results(
@@ -48,9 +50,11 @@ def read_results(
             "problems": task.get("problems"),
             "judged": task.get("judged", task.get("problems")),
             "samples": task.get("samples"),
+            "max_tokens": task.get("max_tokens"),
             "models": [_model(role, models[role]) for role in _ordered(models)],
             "differences": _differences(task.get("differences") or {}),
             "against": against,
+            "contamination": _contamination(task.get("contamination")),
             "groups": _groups(models, mine, against, labels_of(files, mine), seed),
             "changes": changes,
             "pairs": pairs(samples, name, against, changes, files),
@@ -83,7 +87,8 @@ def headline(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[
             continue
         rates = {m["role"]: m.get("pass@1") for m in tasks[name]["models"]}
         found = differences[f"student-{against}"]
-        keys = ("interval", "p", "format", "reasoning", "better", "worse", "same")
+        keys = ("interval", "p", "p_adjusted", "detectable", "format", "reasoning")
+        keys += ("better", "worse", "same")
         return {
             "task": name,
             "problems": found.get("problems", tasks[name]["judged"]),
@@ -93,6 +98,7 @@ def headline(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[
             "student": rates["student"],
             "gain": found.get("difference"),
             **_pick(found, keys),
+            "overlapping": (tasks[name]["contamination"] or {}).get("overlapping"),
             "rows": [_pick(m, ("role", "pass@1", "interval")) for m in tasks[name]["models"]],
             "others": {
                 other: _pick(differences[f"student-{other}"], ("difference", "interval"))
@@ -149,17 +155,29 @@ def _ordered(models: Iterable[str]) -> list[str]:
 
 
 def _model(role: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = ("by_source", "by_difficulty")
+    left_out = {f"by_{kind}" for kind in KINDS}
     return {"role": role, **{k: v for k, v in model.items() if k not in left_out}}
+
+
+def _contamination(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How many problems were trained on, and the scores without them; None if nobody looked."""
+    if not found:
+        return None
+    models, differences = found.get("models") or {}, found.get("differences") or {}
+    return {
+        **_pick(found, ("overlapping", "problems")),
+        "models": [{"role": role, **models[role]} for role in _ordered(models)],
+        "differences": differences,
+    }
 
 
 def _groups(
     models: Mapping[str, Any], rates: Rates, against: str | None, labels: Labels, seed: int
 ) -> list[dict[str, Any]]:
-    """Base and student by source and by difficulty, where there is more than one group."""
+    """Base and student by source, subject and difficulty, where there is more than one group."""
     base, student = models.get(against or "") or {}, models.get("student") or {}
     rows = []
-    for kind in ("source", "difficulty"):
+    for kind in KINDS:
         before, after = base.get(f"by_{kind}") or {}, student.get(f"by_{kind}") or {}
         names = [name for name in after if name in before]
         if len(names) < 2:

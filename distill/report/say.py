@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distill.report.words import bounds, count, p_value, percent, plural, points, role_name
+from distill.report.words import (
+    bounds,
+    count,
+    p_value,
+    percent,
+    plural,
+    points,
+    role_name,
+    width,
+)
 
 Numbers = Mapping[str, Any]
+
+ORIENTATION = (
+    "Numbers of other people's harnesses: scores move by several points with prompt, engine and "
+    "harness, so a difference to them is not a result of this run."
+)
+"""What stands above published numbers."""
 
 
 def title(numbers: Numbers) -> str:
@@ -73,6 +88,77 @@ def against_others(lead: Numbers | None) -> str:
         f"({bounds(other.get('interval'), signed=True)})."
         for role, other in lead["others"].items()
     ]
+    return " ".join(parts)
+
+
+def other_tasks(numbers: Numbers) -> str:
+    """The gains on the tasks that are not the headline's, over the stronger row of the base."""
+    lead, parts = numbers["headline"], []
+    if not lead:
+        return ""
+    for name, task in numbers["evaluation"]["tasks"].items():
+        found = task["differences"].get(f"student-{task['against']}") or {}
+        if name != lead["task"] and found.get("difference") is not None:
+            interval = bounds(found.get("interval"), signed=True)
+            parts.append(f"{name} {points(found['difference'])} ({interval})")
+    return f"Gains on the other tasks: {', '.join(parts)}." if parts else ""
+
+
+def moved(lead: Numbers | None) -> str:
+    """How many problems went which way, for the first screen; empty where nobody compared."""
+    if not lead or lead.get("better") is None:
+        return ""
+    better, worse, same = (count(lead[key]) for key in ("better", "worse", "same"))
+    return f"{better} better, {worse} worse, {same} unchanged"
+
+
+def seen(task: Numbers) -> str:
+    """How small a difference this evaluation could have shown; empty where nobody knows."""
+    found = task["differences"].get(f"student-{task['against']}") or {}
+    if found.get("difference") is None:
+        return ""
+    size = f"{plural(found.get('problems', task['judged']), 'problem')}"
+    if task.get("samples"):
+        size += f" and {plural(task['samples'], 'sample')} each"
+    if found.get("detectable") is None:
+        return f"With {size} the evaluation cannot tell how small a difference it would have shown."
+    return (
+        f"With {size}, a true difference of {width(found['detectable'])} points or more would be "
+        "shown in four of five such evaluations; a smaller one may stay hidden."
+    )
+
+
+def overlap(task: Numbers) -> str:
+    """How many of a task's problems were trained on; always something."""
+    found = task["contamination"]
+    if found is None:
+        return "Nobody looked whether its problems overlap with the training set."
+    some, whole = found["overlapping"], task["problems"]
+    text = f"{count(some)} of {plural(whole, 'problem')} "
+    text += "overlaps" if some == 1 else "overlap"
+    text += " with the training set"
+    if some and some == whole:
+        return f"{text}: there is no score without them."
+    return f"{text}."
+
+
+def unjudged(task: Numbers) -> str:
+    """Problems that nobody could grade, and models that never answered; empty for neither."""
+    whole, judged, parts = task["problems"] or 0, task["judged"] or 0, []
+    if not whole:
+        parts.append("This task has no problems.")
+    elif not judged:
+        parts.append("None of its problems has a reference answer, so nothing could be graded.")
+    elif judged < whole:
+        left = whole - judged
+        without = "1 problem has" if left == 1 else f"{count(left)} problems have"
+        parts.append(f"{without} no reference answer and count nowhere.")
+    for model in task["models"]:
+        if judged and model.get("parsed_rate") == 0:
+            parts.append(
+                f"No answer of the {role_name(model['role'])} could be graded: its score is zero, "
+                "and says nothing about what it knows."
+            )
     return " ".join(parts)
 
 

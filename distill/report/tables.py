@@ -1,6 +1,7 @@
 """The report's tables, once: the page and the Markdown print the same cells.
 
-Those on problems, traces and the training set are in `data_tables`.
+Those on problems, traces and the training set are in `data_tables`, those that explain the results
+in `result_tables`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ from distill.report.words import (
     decimal,
     duration,
     money,
-    p_value,
     percent,
-    points,
     role_name,
     short_count,
-    shorten,
 )
 
 Numbers = Mapping[str, Any]
@@ -54,29 +52,10 @@ def results_table(task: Numbers) -> Table:
     ]
     rows = [[role_name(m["role"]), *(cell(m) for _, cell in wanted)] for m in task["models"]]
     strong = frozenset(i for i, m in enumerate(task["models"]) if m["role"] == "student")
-    return _measured(["model", *(title for title, _ in wanted)], rows, strong)
+    return measured(["model", *(title for title, _ in wanted)], rows, strong)
 
 
-def differences_table(task: Numbers) -> Table | None:
-    """Paired differences on the same problems, in points."""
-    rows = [
-        [
-            difference_name(name),
-            points(d.get("difference")),
-            bounds(d.get("interval"), signed=True),
-            p_value(d.get("p")),
-            _with_bounds(d.get("format"), d.get("format_interval")),
-            _with_bounds(d.get("reasoning"), d.get("reasoning_interval")),
-            _with_bounds(d.get("parsed_difference"), d.get("parsed_interval")),
-        ]
-        for name, d in task["differences"].items()
-    ]
-    columns = ["difference", "points", "95% interval", "sign-flip test"]
-    columns += ["of it format", "of it reasoning", "where both gradable"]
-    return _measured(columns, rows) if rows else None
-
-
-def _measured(
+def measured(
     columns: Sequence[str], rows: Sequence[Sequence[str]], strong: frozenset[int] = frozenset()
 ) -> Table:
     """A table of figures without the columns in which nothing was measured."""
@@ -87,72 +66,6 @@ def _measured(
         numeric=frozenset(range(1, len(keep))),
         strong=strong,
     )
-
-
-def _with_bounds(value: float | None, interval: Sequence[float] | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{points(value)} ({bounds(interval, signed=True)})"
-
-
-def difference_name(name: str) -> str:
-    """`student-base-best` -> student − base at its best."""
-    first, _, second = name.partition("-")
-    return f"{role_name(first)} − {role_name(second)}"
-
-
-def groups_table(task: Numbers, kind: str) -> Table | None:
-    """Base and student within each source or difficulty."""
-    groups = [g for g in task["groups"] if g["kind"] == kind]
-    if not groups:
-        return None
-    rows = [
-        [
-            str(g["name"]),
-            count(g["problems"]),
-            percent(g["base"]),
-            bounds(g["base_interval"]),
-            percent(g["student"]),
-            bounds(g["student_interval"]),
-            points(g["difference"]),
-            bounds(g["interval"], signed=True),
-        ]
-        for g in groups
-    ]
-    interval = "95% interval"
-    base = role_name(task["against"] or "base")
-    columns = [kind, "problems", base, interval, "student", interval, "points", interval]
-    return _measured(columns, rows)
-
-
-def lm_eval_table(evaluation: Numbers) -> Table | None:
-    """lm-eval's own tasks, as it scored them, with its standard errors."""
-    found = evaluation.get("lm_eval") or []
-    roles = list(dict.fromkeys(role for row in found for role in row["values"]))
-
-    def cell(row: Numbers, role: str) -> str:
-        value, error = row["values"].get(role), row["stderr"].get(role)
-        return decimal(value) + (f" ± {decimal(error)}" if error is not None else "")
-
-    rows = [[row["task"], row["metric"], *(cell(row, role) for role in roles)] for row in found]
-    columns = ["task", "metric", *map(role_name, roles)]
-    return Table(columns, rows, numeric=frozenset(range(2, len(columns)))) if rows else None
-
-
-def changes_table(rows: Sequence[Numbers], against: str | None) -> Table | None:
-    """Problems with the share of right answers of base and student."""
-    if not rows:
-        return None
-    cells = [
-        [
-            shorten(r["question"], 90) or r["problem_id"],
-            percent(r["base"], 0),
-            percent(r["student"], 0),
-        ]
-        for r in rows
-    ]
-    columns = ["problem", role_name(against or "base"), "student"]
-    return Table(columns, cells, numeric=frozenset({1, 2}))
 
 
 def stages_table(training: Numbers | None) -> Table | None:
@@ -169,7 +82,7 @@ def stages_table(training: Numbers | None) -> Table | None:
         ("time", lambda s: duration(s.get("seconds"))),
     ]
     rows = [[s["name"], *(cell(s) or MISSING for _, cell in wanted)] for s in found]
-    return _measured(["stage", *(title for title, _ in wanted)], rows) if rows else None
+    return measured(["stage", *(title for title, _ in wanted)], rows) if rows else None
 
 
 PER_STAGE = {

@@ -42,6 +42,11 @@ def points(difference: float | None) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
+def width(difference: float | None) -> str:
+    """A size in percentage points, without a sign: 0.123 -> 12.3."""
+    return MISSING if difference is None else f"{100 * difference:.1f}"
+
+
 def bounds(interval: Sequence[float] | None, *, signed: bool = False) -> str:
     """A 95% interval: `40.1 to 51.7`, signed for a difference."""
     if not interval or len(interval) != 2 or None in interval:
