@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,28 @@ class Recording:
         return out / "student"
 
 
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Problems, and a run up to its grades, which the tests share."""
+    folder = tmp_path_factory.mktemp("graded")
+    run(staged(folder), teacher=Uneven(), until="grade", runs=folder / "r")
+    return folder
+
+
+@pytest.fixture
+def place(graded: Path, tmp_path: Path) -> Path:
+    """A folder with those steps; the problems' file stays where it was, as part of a recipe."""
+    shutil.copytree(graded / "r", tmp_path / "r")
+    (tmp_path / "problems").symlink_to(graded)
+    return tmp_path
+
+
 def staged(tmp_path: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
     plain = {"filters": ["correct"], "select__min_tries": 3, "student": "pocket-base", **changes}
-    return recipe_of(tmp_path, stages=list(stages), **plain)
+    problems = tmp_path / "problems"
+    return recipe_of(
+        problems.resolve() if problems.exists() else tmp_path, stages=list(stages), **plain
+    )
 
 
 def train(tmp_path: Path, recipe: Recipe, until: str = "train") -> tuple[dict[str, Any], Any]:
@@ -68,8 +88,8 @@ def train(tmp_path: Path, recipe: Recipe, until: str = "train") -> tuple[dict[st
     return dict(json.loads((report.path.parent / "run.json").read_text())), trainer
 
 
-def test_a_stage_trains_the_student_of_the_stage_before(tmp_path: Path) -> None:
-    record, trainer = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD))
+def test_a_stage_trains_the_student_of_the_stage_before(place: Path) -> None:
+    record, trainer = train(place, staged(place, {"name": "all"}, HARD))
     assert list(record["steps"])[-5:] == [
         "filter",
         "select-all",
@@ -78,7 +98,7 @@ def test_a_stage_trains_the_student_of_the_stage_before(tmp_path: Path) -> None:
         "train-hard",
     ]
     one, two = trainer.given
-    first = tmp_path / "r" / record["steps"]["train-all"]["folder"] / "student"
+    first = place / "r" / record["steps"]["train-all"]["folder"] / "student"
     assert two["student"]["base"] == str(first)
     assert (one["train"]["learning_rate"], two["train"]["learning_rate"]) == (1e-5, 1e-6)
     asked = [int(row["messages"][0]["content"].split()[2]) for row in two["rows"]]
@@ -87,37 +107,37 @@ def test_a_stage_trains_the_student_of_the_stage_before(tmp_path: Path) -> None:
     assert len(one["rows"]) > len(two["rows"])
 
 
-def test_a_later_stage_changes_nothing_before_it(tmp_path: Path) -> None:
-    before, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD))
+def test_a_later_stage_changes_nothing_before_it(place: Path) -> None:
+    before, _ = train(place, staged(place, {"name": "all"}, HARD))
     changed = {**HARD, "train": {"learning_rate": 2e-6}}
-    after, trainer = train(tmp_path, staged(tmp_path, {"name": "all"}, changed))
+    after, trainer = train(place, staged(place, {"name": "all"}, changed))
     assert len(trainer.given) == 1
     for name in ("select-all", "select-hard", "train-all"):
         assert after["steps"][name]["id"] == before["steps"][name]["id"]
     assert after["steps"]["train-hard"]["id"] != before["steps"]["train-hard"]["id"]
 
 
-def test_adding_or_renaming_a_stage_trains_nothing_again(tmp_path: Path) -> None:
-    plain, _ = train(tmp_path, staged(tmp_path))
+def test_adding_or_renaming_a_stage_trains_nothing_again(place: Path) -> None:
+    plain, _ = train(place, staged(place))
     assert list(plain["steps"])[-2:] == ["select", "train"]
-    record, trainer = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD))
+    record, trainer = train(place, staged(place, {"name": "all"}, HARD))
     assert record["steps"]["train-all"]["id"] == plain["steps"]["train"]["id"]
     assert len(trainer.given) == 1
-    _, again = train(tmp_path, staged(tmp_path, {"name": "first"}, {**HARD, "name": "second"}))
+    _, again = train(place, staged(place, {"name": "first"}, {**HARD, "name": "second"}))
     assert again.given == []
 
 
-def test_a_stage_with_filters_of_its_own(tmp_path: Path) -> None:
+def test_a_stage_with_filters_of_its_own(place: Path) -> None:
     short = {"name": "short", "filters": ["correct", {"length": {"max_tokens": 1000}}]}
-    record, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, short), until="select")
+    record, _ = train(place, staged(place, {"name": "all"}, short), until="select")
     names = ["filter", "filter-short", "select-all", "select-short"]
     assert list(record["steps"])[-4:] == names
-    record, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, short), until="filter")
+    record, _ = train(place, staged(place, {"name": "all"}, short), until="filter")
     assert list(record["steps"])[-2:] == names[:2]
 
 
-def test_stages_survive_being_written_down(tmp_path: Path) -> None:
-    recipe = staged(tmp_path, {"name": "all"}, HARD, train__epochs=3)
+def test_stages_survive_being_written_down(place: Path) -> None:
+    recipe = staged(place, {"name": "all"}, HARD, train__epochs=3)
     again = Recipe.from_dict(json.loads(json.dumps(recipe.model_dump(mode="json"))))
     assert [s.recipe.identity() for s in stages_of(again)] == [
         s.recipe.identity() for s in stages_of(recipe)
@@ -141,13 +161,13 @@ def test_a_recipe_without_stages_is_what_it_was() -> None:
         ([{"name": "a", "select": {"mix": {"x": 1}, "balance": "r1"}}], "not both"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, stages: list[dict[str, Any]], said: str) -> None:
+def test_what_is_wrong_is_said(place: Path, stages: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        Job(staged(tmp_path, *stages), Workspace(tmp_path))
+        Job(staged(place, *stages), Workspace(place))
 
 
-def test_an_override_names_a_stage(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
+def test_an_override_names_a_stage(place: Path) -> None:
+    path = place / "mine.yaml"
     path.write_text("name: mine\nstages: [{name: all}, {name: hard, train: {epochs: 3}}]\n")
     changed = ["stages.hard.train.learning_rate=1e-6", "train.epochs=1", "stages.all.train.seed=5"]
     one, two = (s.recipe.train for s in stages_of(Recipe.load(path, overrides=changed)))
@@ -156,24 +176,24 @@ def test_an_override_names_a_stage(tmp_path: Path) -> None:
         Recipe.load(path, overrides=["stages.hart.train.epochs=2"])
 
 
-def test_sections_that_only_disagree_together(tmp_path: Path) -> None:
-    recipe = staged(tmp_path, {"name": "a", "select": {"balance": "r1"}}, select__mix={"sums": 3})
+def test_sections_that_only_disagree_together(place: Path) -> None:
+    recipe = staged(place, {"name": "a", "select": {"balance": "r1"}}, select__mix={"sums": 3})
     with pytest.raises(RecipeError, match=r"stage 'a'.*not both"):
-        Job(recipe, Workspace(tmp_path))
+        Job(recipe, Workspace(place))
 
 
-def test_no_problem_is_hard(tmp_path: Path) -> None:
+def test_no_problem_is_hard(place: Path) -> None:
     never = {"name": "hard", "select": {"pass_rate": [0.0, 0.1]}}
     with pytest.raises(DataError, match=r"of 1[0-9] graded problems 0 are within"):
-        train(tmp_path, staged(tmp_path, {"name": "all"}, never), until="select")
+        train(place, staged(place, {"name": "all"}, never), until="select")
 
 
-def test_few_tries_are_no_rate(tmp_path: Path) -> None:
-    recipe = staged(tmp_path, {"name": "all"}, HARD, select__min_tries=4)
+def test_few_tries_are_no_rate(place: Path) -> None:
+    recipe = staged(place, {"name": "all"}, HARD, select__min_tries=4)
     with pytest.raises(DataError, match="have fewer than 4 graded traces"):
-        train(tmp_path, recipe, until="select")
-    record, _ = train(tmp_path, staged(tmp_path, {"name": "all"}, HARD), until="select")
-    folder = tmp_path / "r" / record["steps"]["select-hard"]["folder"]
+        train(place, recipe, until="select")
+    record, _ = train(place, staged(place, {"name": "all"}, HARD), until="select")
+    folder = place / "r" / record["steps"]["select-hard"]["folder"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["left_out"]["pass_rate"] > 0
     # 3 tries at 85%: at most 2 right in 1 - 0.85 ** 3 of the cases.
