@@ -114,6 +114,9 @@ def _seeds(recipe: Mapping[str, Any]) -> dict[str, Any]:
     sources = (recipe.get("problems") or {}).get("sources") or []
     tasks = {str(s.get("name") or s["task"]): s.get("seed", 0) for s in sources if s.get("task")}
     seeds = {"run": seed, "train": seed if of_training is None else of_training}
+    for stage in recipe.get("stages") or []:
+        if (stage.get("train") or {}).get("seed") is not None:
+            seeds[f"train-{stage['name']}"] = stage["train"]["seed"]
     return {**seeds, "problems": tasks} if tasks else seeds
 
 
