@@ -12,9 +12,11 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distill.errors import DataError
 from distill.recipe import Recipe
 from distill.records import Example, Problem, Trace, read_records, write_jsonl
 from distill.resolve import resolve
@@ -131,10 +133,13 @@ def fill_examples(payload: Mapping[str, Any]) -> dict[str, int]:
     Payload: dataset (JSONL of Example), out (the file to write), student, train, trainer. Runs
     in the trainer's process, for its tokenizer. Returns how many there are, and their tokens.
     """
-    examples = list(read_records(Example, Path(payload["dataset"])))
     train = payload["train"]
     limit, count = int(train["max_length"]), UPDATES * int(train["batch_size"])
     measure = _measure(payload)
+    read = read_records(Example, Path(payload["dataset"]))
+    examples = list(islice((e for e in read if _trainable(e, measure)), count))
+    if not examples:
+        raise DataError("the trainer refuses every example", "distill train says what is wrong")
     filled, tokens = [], 0
     for number in range(count):
         example = examples[number % len(examples)]
@@ -150,6 +155,14 @@ def fill_examples(payload: Mapping[str, Any]) -> dict[str, int]:
         )
     write_jsonl(Path(payload["out"]), filled)
     return {"examples": count, "tokens": tokens}
+
+
+def _trainable(example: Example, measure: Any) -> bool:
+    try:
+        measure(example.messages)
+    except DataError:  # a control token in a question, say; the training leaves it out too
+        return False
+    return True
 
 
 def _measure(payload: Mapping[str, Any]) -> Any:

@@ -90,7 +90,9 @@ def test_the_longest_problems_are_kept_with_their_traces(tmp_path: Path) -> None
 def test_examples_fill_the_length_that_is_trained(tmp_path: Path, limit: int) -> None:
     text = "<think>\nfirst this, then that\n</think>\n\nThe answer is 4."
     chat = ({"role": "user", "content": "2+2"}, {"role": "assistant", "content": text})
-    write_jsonl(tmp_path / "in.jsonl", [Example(problem_id="p", index=0, messages=chat)])
+    empty = ({"role": "user", "content": "2+2"}, {"role": "assistant", "content": ""})
+    examples = [Example(problem_id=str(i), index=0, messages=m) for i, m in enumerate((empty, chat))]
+    write_jsonl(tmp_path / "in.jsonl", examples)
 
     def fill(trainer: str) -> dict[str, int]:
         return fill_examples(
@@ -108,6 +110,7 @@ def test_examples_fill_the_length_that_is_trained(tmp_path: Path, limit: int) ->
     assert 0.96 * limit <= told["tokens"] <= limit
     rows = list(read_records(Example, tmp_path / "out.jsonl"))
     assert len(rows) == 3 * UPDATES
+    assert {row.problem_id for row in rows} == {"1"}, "the trainer refuses an empty answer"
     assert rows[0].messages[0]["content"] == "2+2"
     assert rows[0].messages[1]["content"].count("</think>") == 1
     assert 0.9 * limit <= fill("./mine.py:Trainer")["tokens"] <= limit
