@@ -10,6 +10,7 @@ is told by `launch_errors.py`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DistillError, MissingExtra, UsageError
-from distill.students.launch_errors import ERROR, FAILURES, why
+from distill.students.launch_errors import ERROR, FAILURES, LOGS, why
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,8 @@ def distributed(told: Mapping[str, Any], out: Path) -> None:
     check(train)
     kind = launcher(train)
     told = {**told, "fitted": True}
-    for path in [out / ERROR, *out.glob(f"{FAILURES}*")]:
+    # What an earlier start left would be taken for this one's.
+    for path in [out / ERROR, *out.glob(f"{FAILURES}*"), *(out / LOGS).glob("rank-*")]:
         path.unlink(missing_ok=True)
     if kind == "ray":
         from distill.students import launch_ray
@@ -230,6 +232,8 @@ def distributed(told: Mapping[str, Any], out: Path) -> None:
         request.unlink(missing_ok=True)
     if code:
         raise why(out, code)
+    with contextlib.suppress(OSError):
+        (out / LOGS).rmdir()  # nobody but the first process had anything to say
 
 
 def follow(payload: Mapping[str, Any]) -> None:

@@ -32,16 +32,18 @@ def why(out: Path, code: int) -> BaseException:
         for told in _told_by(out)
         for process in told.get("processes", [])
     ]
-    # Whom the kernel killed ended the others, who then complain of a lost connection.
+    # Whom the kernel killed ended the others, who then complain of a lost connection; NCCL aborts
+    # a process whose peer has gone, and that one's error says more.
     killed = [p for p in failed if p["signal"] not in ("", "SIGTERM", "SIGINT")]
-    if killed:
+    error = read_error(out)
+    if killed and (error is None or any(p["signal"] != "SIGABRT" for p in killed)):
         first = min(killed, key=lambda p: p["at"])
         hint = "most likely for want of memory; " if first["signal"] == "SIGKILL" else ""
         return DistillError(
             f"training process {first['rank']} on {first['host']} was ended by {first['signal']}",
             hint + AGAIN,
         )
-    if (error := read_error(out)) is not None:
+    if error is not None:
         return error
     for told in _told_by(out):
         if "torchrun" in told:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ def train(told: Mapping[str, Any], out: Path) -> None:
             ),
         )
         trainer.fit()
+        shutil.rmtree(out / "scratch", ignore_errors=True)
     except Exception as error:
         # Ray's errors are of several families, by version; all carry the worker's words.
         if not type(error).__module__.startswith("ray."):
