@@ -21,6 +21,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.errors import DistillError
+
 log = logging.getLogger(__name__)
 
 STATE, SEAL, WEIGHTS = "state", "sealed.json", "weights"
@@ -160,7 +162,11 @@ def _weights(model: Any) -> dict[str, Any]:
 
 
 def _optimizer_states(model: Any, optimizer: Any) -> dict[str, Any]:
-    states = getattr(optimizer, "optimizer", optimizer).state
+    inner = getattr(optimizer, "optimizer", optimizer)
+    states, known = inner.state, {p for group in inner.param_groups for p in group["params"]}
+    unknown = [name for name, parameter in _trained(model) if parameter not in known]
+    if unknown:
+        raise DistillError(f"the optimizer does not know {len(unknown)} weights, as {unknown[0]}")
     return {
         f"optimizer.{name}.{key}": value
         for name, parameter in _trained(model)

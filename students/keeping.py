@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError, UsageError
-from distill.students import checkpoints
+from distill.students import checkpoints, sharding
 
 if TYPE_CHECKING:
     from distill.students.saving import SavingTrainer
@@ -37,6 +37,8 @@ def keep(trainer: SavingTrainer, job: Job, planned: int) -> dict[str, Any]:
     """
     from distill.students import averaging
 
+    if trainer.sharded:
+        sharding.settle(trainer.model)
     last, seen = trainer.state.global_step, trainer.validation
     folder = job.out / "checkpoints"
     told: dict[str, Any] = {"kept_update": last, "kept_why": "the last update"}

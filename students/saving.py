@@ -53,6 +53,13 @@ class SavingTrainer(UpdateTrainer):
         with memory(what, self.setting):
             return super().training_step(model, inputs, num_items_in_batch)
 
+    def mean_loss(self, updates: Any) -> float:
+        """As UpdateTrainer's; shards are shards again afterwards."""
+        loss = super().mean_loss(updates)
+        if self.sharded:
+            sharding.settle(self.model)
+        return loss
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The whole weights as a model folder; a checkpoint's are written with the optimizer."""
         if _internal_call and not self.is_deepspeed_enabled:
@@ -100,6 +107,8 @@ class SavingTrainer(UpdateTrainer):
             return
         path = Path(output_dir)
         path.mkdir(parents=True, exist_ok=True)
+        if self.sharded:
+            sharding.settle(self.model)
         checkpoints.write(path, self.model, self.optimizer)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), path / "scheduler.pt")
@@ -112,6 +121,8 @@ class SavingTrainer(UpdateTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         path = Path(checkpoint)
+        if self.sharded:
+            sharding.settle(self.model)
         checkpoints.read(path, self.model, self.optimizer)
         self.lr_scheduler.load_state_dict(torch.load(path / "scheduler.pt", weights_only=True))
         rates = self.lr_scheduler.get_last_lr()

@@ -125,6 +125,19 @@ def require_shards(model: nn.Module) -> None:
         )
 
 
+def settle(model: nn.Module) -> None:
+    """Back to shards: what a forward pass without a backward one gathered stays gathered.
+
+    Until then `named_parameters` gives tensors that the optimizer does not know, and what is
+    written into them is lost.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
     """The whole state dict on the CPU of the first process, empty in the others; all must call.
 
@@ -133,6 +146,7 @@ def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor
 
+    settle(model)
     found = {}
     for name, value in model.state_dict().items():
         local = value.detach()
