@@ -123,7 +123,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "student": _relative(student / "student", run_dir.parent) if student else None,
         "headline": lead,
         **data,
-        "training": read_training(source.every("train"), source.notes),
+        "training": read_training(source.every("train"), source.notes, source.summary("merge")),
         "evaluation": found,
         "steps": [_step_row(step) for step in source.steps.values()],
         "seconds": sum(step.seconds or 0 for step in source.steps.values()),

@@ -119,12 +119,21 @@ def training_facts(training: Numbers | None) -> list[tuple[str, str]]:
         ("tokens per second", count_of(t, "tokens_per_second")),
         ("model FLOPs utilisation", percent(t["mfu"]) if t.get("mfu") else ""),
         ("peak memory", gib(t.get("peak_memory"))),
+        ("merged", _merged(t.get("merge"))),
         ("device", str(t.get("device") or "")),
         ("precision", str(t.get("precision") or "")),
         ("template", str(t.get("template") or "")),
         ("positions", plain_of(t, "positions")),
     ]
     return [(name, value) for name, value in facts if value and name not in own]
+
+
+def _merged(merge: Numbers | None) -> str:
+    """`student 3 + base 1, linear`; empty where nothing was merged."""
+    if not merge:
+        return ""
+    parts = " + ".join(f"{m['name']} {m['weight']:.3g}" for m in merge["models"])
+    return f"{parts}, {merge['method']}"
 
 
 def gib(size: float | None) -> str:

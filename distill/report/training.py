@@ -17,8 +17,12 @@ CURVE_POINTS = 400
 CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
 
 
-def read_training(steps: Sequence[Step], notes: list[dict[str, str]]) -> dict[str, Any] | None:
+def read_training(
+    steps: Sequence[Step], notes: list[dict[str, str]], merged: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The last stage's summary, with the curves of all; None where nothing was trained.
+
+    `merged` is the summary of the merge step; `merge` has it, or is None.
 
     `curve` and `validation_curve` count updates from the first stage on; `stages` has a row for
     each stage of several, with the update it `starts` at, else it is empty.
@@ -43,6 +47,7 @@ def read_training(steps: Sequence[Step], notes: list[dict[str, str]]) -> dict[st
         "validation_curve": validation,
         "logged": len(curve),
         "stages": stages if several else [],
+        "merge": without_notes(merged) or None,
         "preflight": _preflight(preflight),
     }
 
