@@ -250,9 +250,7 @@ class Tape:
         region.kept = []
         casts, self._casts = self._casts, {}
         self._repeating = region
-        x = Tensor(
-            region.x.count, region.x.width, region.x.buffer, Node(0, [], lambda g: [], [], None)
-        )
+        x = Tensor(region.x.count, region.x.width, region.x.buffer, Node(0, [], _none, [], None))
         try:
             region.function(x)
         except _EnoughError:
