@@ -109,6 +109,7 @@ def attend(
         return _plain(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window, kw
         )
+    query, key, value = _as_one(query, key, value)
     window = sliding_window if sliding_window and sliding_window < (max_length_q or 0) else None
     if context is not None and query.shape[2] != cu_seq_lens_q[-1]:
         from distill.students.context import attend as share
@@ -120,6 +121,16 @@ def attend(
     bounds = cu_seq_lens_q.tolist()
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     return _by_example(query, key, value, dropout, scaling, window, lengths), None
+
+
+def _as_one(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """All in one precision: with fp32 weights under autocast, RoPE leaves queries and keys fp32."""
+    import torch
+
+    device = query.device.type
+    active = torch.is_autocast_enabled(device)
+    kind = torch.get_autocast_dtype(device) if active else value.dtype
+    return query.to(kind), key.to(kind), value.to(kind)
 
 
 def _half() -> tuple[Any, Any]:

@@ -93,6 +93,25 @@ def test_bf16_and_checkpoints_stay_near(checkpointing: bool) -> None:
         assert float((one - other).norm()) <= 0.05 * float(other.norm())
 
 
+def test_autocast_attends_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 weights under autocast: RoPE leaves queries in fp32, the values are bf16."""
+    from distill.students import attention
+
+    seen = []
+    inner = attention._by_example
+
+    def by_example(query: Any, key: Any, value: Any, *args: Any) -> Any:
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return inner(query, key, value, *args)
+
+    monkeypatch.setattr(attention, "_by_example", by_example)
+    bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
+    packed = {"cu_seq_lens_q": bounds, "max_length_q": 7, "use_cache": False}
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny("llama", VARLEN)(input_ids=torch.arange(12)[None], **packed)
+    assert seen == [{torch.bfloat16}] * 2
+
+
 def test_long_tails_are_shared_by_cost() -> None:
     """One example of half of all tokens: its squared length counts, not only its tokens."""
     lengths = [4000, *[200] * 20, *[100] * 20]
