@@ -142,7 +142,7 @@ def _write(model: Path, config: Mapping[str, Any], out: Path, dtype: str) -> lis
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for (name, stored), tensor in zip(layout, _tensors(model, [n for n, _ in layout]), strict=True):
+    for (name, stored), tensor in zip(layout, _tensors(model, {n for n, _ in layout}), strict=True):
         writer.write_tensor_data(_as(stored, _permuted(name, tensor, config), name))
     if frequencies is not None:
         writer.write_tensor_data(frequencies)
@@ -182,25 +182,16 @@ def _shapes(model: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield name, tuple(opened.get_slice(name).get_shape())
 
 
-def _tensors(model: Path, names: list[str]) -> Iterator[Any]:
+def _tensors(model: Path, wanted: set[str]) -> Iterator[Any]:
+    """Weights in fp32, in the order of `_shapes`."""
     import torch
     from safetensors import safe_open
 
-    where = {name: path for path in weight_files(model) for name in _names(path)}
-    opened: Any = None
-    current = None
-    for name in names:
-        if where[name] != current:
-            current = where[name]
-            opened = safe_open(current, framework="pt").__enter__()
-        yield opened.get_tensor(name).to(torch.float32).numpy()
-
-
-def _names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as opened:
-        return list(opened.keys())
+    for path in weight_files(model):
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if name in wanted:
+                    yield opened.get_tensor(name).to(torch.float32).numpy()
 
 
 def weight_files(model: Path) -> list[Path]:
