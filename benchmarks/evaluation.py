@@ -1,0 +1,241 @@
+"""Wall time per sample of an evaluation by distill over one by lm-eval's own backends.
+
+    python -m benchmarks.evaluation [--model FOLDER] [--problems 64] [--samples 4] [--limit 384]
+                                    [--batch 64] [--rounds 3] [--threads 1]
+    python -m benchmarks.evaluation --vllm      # needs an interpreter with vllm: `make vllm`
+
+Both sides put the same problems to the same weights, k samples each at temperature 0.6 and top-p
+0.95, under the same limit and batch size, and grade every sample by the default grader: ours is the
+evaluate step (`distill.evaluate.run_evaluation`), theirs `lm_eval.simple_evaluate` with its `hf`
+or `vllm` model and the task `distill_problems`. Each run is a process of its own and has its
+libraries imported before the clock starts; what is timed is all the rest: loading the model,
+sampling, storing, grading and the statistics. The sides take turns; the ratio is the median over
+rounds of (their seconds per sample / ours). pass@1 of both is shown, because a fast wrong
+evaluation is worth nothing.
+
+The default model is the pocket teacher (lengths that it chooses itself: half of the answers end
+before 80 tokens, some run into the limit). With `--vllm` it is a small model of random weights
+with heads of 64, which vLLM's CPU build can run; there `--limit` is where its answers end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+GOAL, VLLM_GOAL = 1.3, 1.0
+TEMPERATURE, TOP_P = 0.6, 0.95
+SIDES = ("distill", "lm-eval")
+
+TASK = """
+include: {tasks}/distill_problems.yaml
+task: measured
+custom_dataset: !function {tasks}/utils.load
+process_results: !function {tasks}/utils.process_results
+repeats: {samples}
+filter_list:
+  - name: all
+    filter: [{{function: take_first_k, k: {samples}}}]
+generation_kwargs:
+  until: []
+  do_sample: true
+  temperature: {temperature}
+  top_p: {top_p}
+  top_k: 0
+  max_gen_toks: {limit}
+metadata: {{version: 1, file: {file}}}
+"""
+
+
+def ours(asked: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation by distill."""
+    import torch
+    import transformers  # noqa: F401
+
+    from distill import harness  # noqa: F401
+    from distill.evaluate import ModelRef, run_evaluation
+    from distill.schema import Evaluation, Grading
+
+    torch.set_num_threads(asked["threads"])
+    folder = Path(asked["folder"])
+    out = folder / f"ours-{asked['round']}"
+    begin = time.perf_counter()
+    if asked["vllm"]:
+        options = {**asked["vllm_arguments"], "max_num_seqs": asked["batch"]}
+    else:
+        options = {"batch_size": asked["batch"], "threads": asked["threads"]}
+    run_evaluation(
+        [ModelRef(role="student", path=asked["model"], engine=asked["engine"], options=options)],
+        Evaluation(
+            samples=asked["samples"],
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            max_tokens=asked["limit"],
+        ),
+        folder / "tasks",
+        grading=Grading(workers=1),
+        seed=asked["round"],
+        pool_root=out / "pool",
+        out=out,
+        folder=folder,
+    )
+    seconds = time.perf_counter() - begin
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    model = found["tasks"]["heldout"]["models"]["student"]
+    lengths = [
+        json.loads(line)["completion_tokens"]
+        for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return {"seconds": seconds, "pass@1": model["pass@1"], "lengths": lengths}
+
+
+def theirs(asked: dict[str, Any]) -> dict[str, Any]:
+    """The same by lm-eval's own model."""
+    import torch
+    import transformers  # noqa: F401
+    from lm_eval import simple_evaluate, tasks
+
+    torch.set_num_threads(asked["threads"])
+    manager = tasks.TaskManager(include_path=asked["folder"], include_defaults=False)
+    if asked["vllm"]:
+        arguments = {**asked["vllm_arguments"], "max_num_seqs": asked["batch"]}
+        arguments |= {"seed": asked["round"]}
+    else:
+        arguments = {"dtype": "float32", "device": "cpu"}
+    begin = time.perf_counter()
+    found = simple_evaluate(
+        model="vllm" if asked["vllm"] else "hf",
+        model_args={"pretrained": asked["model"], **arguments},
+        tasks=["measured"],
+        task_manager=manager,
+        batch_size="auto" if asked["vllm"] else asked["batch"],
+        apply_chat_template=True,
+        bootstrap_iters=0,
+        log_samples=False,
+        torch_random_seed=asked["round"],
+    )
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "pass@1": found["results"]["measured"]["pass@1,all"]}
+
+
+def prepared(folder: Path, asked: dict[str, Any]) -> None:
+    """The same problems as a task of either side."""
+    from benchmarks.embedded_engine import pocket_problems
+    from distill.records import write_jsonl
+
+    file = folder / "tasks" / "heldout.jsonl"
+    problems = {problem.id: problem for problem in pocket_problems(asked["problems"])}
+    asked["problems"] = len(problems)
+    write_jsonl(file, problems.values())
+    where = ROOT / "distill" / "tasks" / "lm_eval"
+    keys = {key: asked[key] for key in ("samples", "limit")}
+    text = TASK.format(tasks=where, file=file, temperature=TEMPERATURE, top_p=TOP_P, **keys)
+    (folder / "measured.yaml").write_text(text, encoding="utf-8")
+
+
+def one(side: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """A side in a process of its own; its last line is what it measured."""
+    command = [asked["python"], "-m", "benchmarks.evaluation", "--side", side, json.dumps(asked)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(asked["threads"]),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(Path(asked["folder"]) / "cache"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr[-4000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--side"]:
+        side, asked = sys.argv[2], json.loads(sys.argv[3])
+        print(json.dumps((ours if side == SIDES[0] else theirs)(asked)))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="a folder; default: the pocket teacher")
+    parser.add_argument("--vllm", action="store_true", help="against lm-eval's vllm model")
+    defaults = {"problems": 64, "samples": 4, "limit": 384, "batch": 64, "rounds": 3, "threads": 1}
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {**vars(args), "folder": folder, "python": sys.executable, "engine": "transformers"}
+        asked["model"] = args.model or _model(args.vllm, Path(folder))
+        if args.vllm:
+            asked |= {"engine": "vllm", "python": _vllm_python()}
+            asked["vllm_arguments"] = {"dtype": "float32", "enforce_eager": True}
+        prepared(Path(folder), asked)
+        measured: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for number in range(args.rounds):
+            for side in SIDES if number % 2 else reversed(SIDES):
+                measured[side].append(one(side, {**asked, "round": number}))
+    show(measured, asked)
+
+
+def show(measured: dict[str, list[dict[str, Any]]], asked: dict[str, Any]) -> None:
+    """The table, and the line that is compared with the goal."""
+    count = asked["problems"] * asked["samples"]
+    lengths = sorted(n for run in measured["distill"] for n in run["lengths"])
+    marks = [lengths[int(q * (len(lengths) - 1))] for q in (0.1, 0.5, 0.9, 1)]
+    backend = "vllm" if asked["vllm"] else "hf"
+    print(
+        f"{Path(asked['model']).name}: {asked['problems']} problems, {asked['samples']} samples "
+        f"each, at most {asked['limit']} tokens, batch {asked['batch']}, {asked['rounds']} rounds, "
+        f"{asked['threads']} thread(s); tokens of an answer: 10% {marks[0]}, median {marks[1]}, "
+        f"90% {marks[2]}, most {marks[3]}"
+    )
+    print(f"{'':14}   ms/sample  seconds (all rounds)        pass@1")
+    for side, runs in measured.items():
+        seconds = [run["seconds"] for run in runs]
+        name = side if side == "distill" else f"{side} {backend}"
+        each = ", ".join(f"{value:.1f}" for value in seconds)
+        score = statistics.mean(run["pass@1"] for run in runs)
+        print(
+            f"{name:14} {1000 * statistics.median(seconds) / count:11.1f}  {each:26}  {score:6.3f}"
+        )
+    pairs = zip(measured["lm-eval"], measured["distill"], strict=True)
+    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+    print(f"evaluation ratio={ratio:.2f} goal={VLLM_GOAL if asked['vllm'] else GOAL}")
+
+
+def _model(vllm: bool, folder: Path) -> str:
+    if not vllm:
+        from benchmarks.embedded_engine import POCKET
+
+        return str(POCKET)
+    from tests import families, tiny_students
+
+    kind, specials, names = families.SYNTHETIC["qwen2"]
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
+    sizes |= {"max_position_embeddings": 2048}
+    return str(tiny_students.base(folder / "base", kind, specials, dict(names), **sizes))
+
+
+def _vllm_python() -> str:
+    made = ROOT / ".venv-vllm" / "bin" / "python"
+    python = os.environ.get("DISTILL_VLLM_PYTHON") or (str(made) if made.is_file() else "")
+    if not python:
+        sys.exit("no interpreter with vllm: run `make vllm`, or set DISTILL_VLLM_PYTHON")
+    return python
+
+
+if __name__ == "__main__":
+    main()
