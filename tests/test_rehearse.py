@@ -91,7 +91,8 @@ def test_examples_fill_the_length_that_is_trained(tmp_path: Path, limit: int) ->
     text = "<think>\nfirst this, then that\n</think>\n\nThe answer is 4."
     chat = ({"role": "user", "content": "2+2"}, {"role": "assistant", "content": text})
     empty = ({"role": "user", "content": "2+2"}, {"role": "assistant", "content": ""})
-    examples = [Example(problem_id=str(i), index=0, messages=m) for i, m in enumerate((empty, chat))]
+    both = enumerate((empty, chat))
+    examples = [Example(problem_id=str(i), index=0, messages=m) for i, m in both]
     write_jsonl(tmp_path / "in.jsonl", examples)
 
     def fill(trainer: str) -> dict[str, int]:
