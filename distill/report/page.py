@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from distill.report import charts, data_tables, result_tables, say, tables, words
+from distill.report import charts, data_tables, downloads, result_tables, say, tables, words
 from distill.report.results import KINDS
 from distill.report.tables import Table
 
@@ -30,6 +30,7 @@ def render_page(numbers: Mapping[str, Any]) -> str:
         command=shlex.join(numbers["command"]),
         recipe=recipe_text(numbers["recipe"]),
         manifest=manifest_table(numbers["manifest"]),
+        files=downloads.files(numbers),
     )
 
 

@@ -104,12 +104,9 @@ def other_tasks(numbers: Numbers) -> str:
     return f"Gains on the other tasks: {', '.join(parts)}." if parts else ""
 
 
-def moved(lead: Numbers | None) -> str:
-    """How many problems went which way, for the first screen; empty where nobody compared."""
-    if not lead or lead.get("better") is None:
-        return ""
-    better, worse, same = (count(lead[key]) for key in ("better", "worse", "same"))
-    return f"{better} better, {worse} worse, {same} unchanged"
+def moved(lead: Numbers | None) -> bool:
+    """True if the first screen can say how many problems went which way."""
+    return bool(lead) and (lead or {}).get("better") is not None
 
 
 def seen(task: Numbers) -> str:

@@ -168,7 +168,12 @@ def steps_table(numbers: Numbers) -> Table | None:
         for s in numbers["steps"]
     ]
     columns = ["step", "time", "tokens", "cost", "made", "folder"]
-    return Table(columns, rows, numeric=frozenset({1, 2, 3}))
+    keep = [i for i in range(6) if any(row[i] for row in rows)]
+    return Table(
+        [columns[i] for i in keep],
+        [[row[i] for i in keep] for row in rows],
+        numeric=frozenset(place for place, i in enumerate(keep) if i in (1, 2, 3)),
+    )
 
 
 def headline_facts(numbers: Numbers) -> list[tuple[str, str]]:
