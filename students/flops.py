@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from distill.students.catalog import Arch
 
 PEAK: dict[str, float] = {
-    # Dense bf16 tensor-core FLOP/s with fp32 accumulation, from the vendors' data sheets; where a
-    # sheet only gives the rate "with sparsity", half of that.
+    # Dense bf16 tensor-core FLOP/s with fp32 accumulation as the vendors publish them; where a data
+    # sheet only gives the rate "with sparsity", half of that. A100, H100 and H200 agree with trl's
+    # table; the others were written down without the sheet at hand: check yours.
     "A100": 312e12,  # NVIDIA A100 Tensor Core GPU data sheet, 2021 (40 and 80 GB, SXM and PCIe)
     "A800": 312e12,  # as A100, slower links
     "A30": 165e12,  # NVIDIA A30 data sheet
