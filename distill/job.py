@@ -15,6 +15,7 @@ from distill.errors import UsageError
 from distill.job_base import VERSIONS, by_name, summary_of
 from distill.job_train import TrainingJob
 from distill.recipe import Recipe
+from distill.schema import BaselineSpec
 from distill.stages import Stage
 from distill.step import Done, Step
 
@@ -252,14 +253,18 @@ class Job(TrainingJob):
         from distill.grade.parts import rules_of
 
         recipe = self.recipe
+        asked = recipe.evaluate.identity()
+        del asked["baselines"]
         config = {
-            "evaluate": recipe.evaluate.identity(),
+            "evaluate": asked,
             "grading": rules_of(recipe.grading).identity(),
             "base": self._weights(self.base, recipe.student.revision),
             "template": recipe.student.template,
             "teacher": self._teacher_identity() if recipe.evaluate.teacher else None,
             "seed": recipe.seed,
         }
+        if recipe.evaluate.baselines:
+            config["baselines"] = [self._baseline(spec) for spec in recipe.evaluate.baselines]
         step = Step("evaluate", config, by_name(problems, student, tasks), VERSIONS["evaluate"])
         payload = {
             "problems": str(problems.folder / "problems.jsonl"),
@@ -277,3 +282,16 @@ class Job(TrainingJob):
             "pool": str(self.workspace.pool),
         }
         return self._do(step, lambda out: self._in_child("evaluate", {**payload, "out": str(out)}))
+
+    def _baseline(self, spec: BaselineSpec) -> dict[str, Any]:
+        """What decides a baseline's answers; which of the embedded engines it is does not."""
+        identity = self._sampled_identity(spec, spec.engine or self.recipe.evaluate.engine)
+        if spec.template.endswith(".jinja"):
+            path = self.folder / Path(spec.template).expanduser()
+            if not path.is_file():
+                raise UsageError(
+                    f"evaluate.baselines: '{spec.role}' has the template '{path}', which is no file",
+                    "its path is relative to the recipe; without one its own template is taken",
+                )
+            identity["template"] = models.file_sha256(path)
+        return {**identity, "engine": spec.engine, "name": spec.role}

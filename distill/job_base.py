@@ -11,6 +11,7 @@ from distill import child, models
 from distill.errors import UsageError
 from distill.recipe import Recipe
 from distill.resolve import code_version, resolve
+from distill.schema import TeacherSpec
 from distill.stages import stages_of
 from distill.step import Done, Step, Workspace
 
@@ -24,7 +25,7 @@ VERSIONS = {
     "select": "3",
     "train": "1",
     "merge": "1",
-    "evaluate": "1",
+    "evaluate": "2",
 }
 """Raised whenever a stage's code changes what it writes; part of the step's identity."""
 
@@ -64,7 +65,10 @@ class JobBase:
     def _teacher_identity(self) -> dict[str, Any]:
         if self.teacher is not None:
             return {"object": self.teacher.identity}
-        spec, engine = self.recipe.teacher, self._engine()
+        return self._sampled_identity(self.recipe.teacher, self._engine())
+
+    def _sampled_identity(self, spec: TeacherSpec, engine: str) -> dict[str, Any]:
+        """What decides the answers of a model that `engine` samples."""
         identity: dict[str, Any] = {**spec.identity(), "engine": engine}
         identity |= models.text_options(spec.options)
         if engine in EMBEDDED:

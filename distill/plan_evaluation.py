@@ -56,6 +56,7 @@ def asked_of(recipe: Recipe, count: int | None, basis: Basis) -> Asked:
         models.append("base at its best")
     if asked.teacher:
         models.append("teacher")
+    models += [spec.role for spec in asked.baselines]
     return Asked(tuple(models), problems, samples, tokens, most, tuple(unknown))
 
 

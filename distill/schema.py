@@ -11,6 +11,7 @@ never repeats work. This module imports no model library.
 from __future__ import annotations
 
 import itertools
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -70,6 +71,24 @@ class TeacherSpec(Section):
     @classmethod
     def _replicas_are_vllm(cls, value: Any) -> Any:
         return _replicated(value)
+
+
+class BaselineSpec(TeacherSpec):
+    """Another model to evaluate in the same go: `model` alone, or any key of a teacher's section.
+
+    Without an engine it is sampled by the evaluation's.
+    """
+
+    name: str = Field(default="", pattern=r"^[\w.+-]*$")
+    """What its rows are called; empty: the last part of the model's name."""
+    template: str = ""
+    """Empty: its own chat template. `student` is the student's; else a name or a .jinja file."""
+
+    @property
+    def role(self) -> str:
+        """The name of its rows."""
+        named = self.name or (self.model or self.engine).rstrip("/").rpartition("/")[2]
+        return re.sub(r"[^\w.+-]+", "-", named)
 
 
 class Sampling(Section):
@@ -301,6 +320,8 @@ class Evaluation(Section):
     fewshot: int = Field(default=3, ge=0)
     teacher: bool = False
     """Evaluate the teacher too."""
+    baselines: list[BaselineSpec] = Field(default_factory=list)
+    """Other models, asked the same under the same settings."""
     engine: Annotated[str, RUNTIME] = "transformers"
     options: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
     replicas: Annotated[Count | Literal["auto"] | None, RUNTIME] = None
@@ -310,6 +331,23 @@ class Evaluation(Section):
     @classmethod
     def _replicas_are_vllm(cls, value: Any) -> Any:
         return _replicated(value)
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return [as_teacher(item) for item in value] if isinstance(value, list) else value
+
+    @field_validator("baselines")
+    @classmethod
+    def _told_apart(cls, value: list[BaselineSpec]) -> list[BaselineSpec]:
+        taken = {"base", "base-best", "student", "teacher"}
+        for spec in value:
+            if not spec.role:
+                raise ValueError("a baseline needs a model or an engine")
+            if spec.role in taken:
+                raise ValueError(f"a second row would be called '{spec.role}': give it a name")
+            taken.add(spec.role)
+        return value
 
 
 FilterList = Annotated[list[PartSpec], Field(default_factory=lambda: _parts(DEFAULT_FILTERS))]
@@ -338,6 +376,7 @@ __all__ = [
     "R1_INSTRUCTION",
     "RUNTIME",
     "About",
+    "BaselineSpec",
     "Evaluation",
     "FilterList",
     "Grading",
