@@ -103,11 +103,10 @@ def without_seen(
     kept = {problem.id for problem in clean}
     own = {role: [r for r in mine if r["problem_id"] in kept] for role, mine in rows.items()}
     task = score_task(clean, own, samples=samples, seed=seed)
-    brief = ("pass@1", "interval")
-    found["models"] = {r: {k: m[k] for k in brief} for r, m in task["models"].items()}
-    brief = ("difference", "interval", "p", "clear")
+    scored, paired = ("pass@1", "interval"), ("difference", "interval", "p", "clear")
+    found["models"] = {r: {k: m[k] for k in scored} for r, m in task["models"].items()}
     found["differences"] = {
-        pair: {k: d[k] for k in brief} for pair, d in task["differences"].items()
+        pair: {k: d[k] for k in paired} for pair, d in task["differences"].items()
     }
     return found
 

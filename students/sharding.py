@@ -109,7 +109,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
     if not lists:
         log.warning("%s has no list of layers: it is sharded as one piece", type(base).__name__)
         return []
-    return list(max(lists, key=lambda found: len(found)))
+    return max((list(found) for found in lists), key=len)
 
 
 def require_shards(model: nn.Module) -> None:

@@ -142,8 +142,9 @@ def _problems(
     if definition.instruction is not None:
         asked = asked.model_copy(update={"instruction": definition.instruction})
     with _or_a_file(spec):
-        rows = read_rows(**_where(spec, definition, folder), bad=bad)
-        rows = _dated(rows, spec, definition, notes) if spec.since or spec.until else rows
+        rows: Iterable[Mapping[str, Any]] = read_rows(**_where(spec, definition, folder), bad=bad)
+        if spec.since or spec.until:
+            rows = _dated(rows, spec, definition, notes)
         made = _from_rows(rows, spec.name, definition, asked, bad)
     problems = list({problem.id: problem for problem in made}.values())
     if not problems:
