@@ -290,7 +290,7 @@ class Job(TrainingJob):
             path = self.folder / Path(spec.template).expanduser()
             if not path.is_file():
                 raise UsageError(
-                    f"evaluate.baselines: '{spec.role}' has the template '{path}', which is no file",
+                    f"evaluate.baselines: '{spec.role}' wants the template '{path}': no such file",
                     "its path is relative to the recipe; without one its own template is taken",
                 )
             identity["template"] = models.file_sha256(path)
