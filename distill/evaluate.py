@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,18 @@ from distill.errors import UsageError
 from distill.fewshot import STOP
 from distill.grade.service import Judge
 from distill.lineup import ModelRef, build_engine, model_refs
+from distill.measures import Measures
 from distill.progress import Progress
 from distill.recipe import Recipe
 from distill.records import Problem, Trace, read_records, write_jsonl
 from distill.sample import sample
 from distill.schema import Evaluation, Grading, Sampling
 from distill.step import write_atomically
+from distill.tally import Tally, row_of
 from distill.tasks.definitions import define, grading_for, limited, max_tokens_of, samples_of
 
 if TYPE_CHECKING:
-    from distill.harness import Graded, Outcome
+    from distill.harness import Outcome
 
 __all__ = ["ModelRef", "main", "run_evaluation"]
 
@@ -55,26 +57,6 @@ class Plan:
     available: int
     sampling: Sampling
     grading: Grading
-
-
-@dataclass(slots=True)
-class Tally:
-    """What an evaluation cost, and what was odd about it."""
-
-    samples: int = 0
-    tokens: int = 0
-    tokens_bought: int = 0
-    bought: int = 0
-    reused: int = 0
-    failed: int = 0
-    seconds_by_model: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        """Something the reader of the report has to know; said once."""
-        if text not in self.notes:
-            log.warning(text)
-            self.notes.append(text)
 
 
 def main(payload: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +117,7 @@ def run_evaluation(
     write_jsonl(out / "samples.jsonl", evaluator.rows)
     results = evaluator.results(models, seen)
     write_atomically(out / "results.json", json.dumps(results, ensure_ascii=False, indent=1))
-    summary = _summary(tally, results, time.monotonic() - started)
+    summary = tally.summary(results, time.monotonic() - started)
     write_atomically(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
     return summary
 
@@ -184,6 +166,7 @@ class Evaluator:
         self.identities: dict[str, str] = {}
         self.lm_eval: dict[str, dict[str, dict[str, Any]]] = {}
         self.judges: dict[str, Judge] = {}
+        self.measures = Measures()
         self._stack = ExitStack()
 
     def __enter__(self) -> Evaluator:
@@ -269,7 +252,7 @@ class Evaluator:
         for task, graded in outcome.graded.items():
             flags: Counter[str] = Counter()
             for one in graded:
-                self.rows.append(_row(role, task, one))
+                self.rows.append(row_of(role, task, one))
                 flags.update(one.trace.flags)
                 self.tally.samples += 1
                 self.tally.tokens += one.trace.completion_tokens
@@ -285,6 +268,8 @@ class Evaluator:
         """The content of `results.json`; `seen` are the problems of each task that were trained on
         (`distill.contamination.contaminated`)."""
         tasks = {plan.name: self._task(plan, models, seen) for plan in self.plans}
+        for text in self.measures.notes if tasks else ():
+            self.tally.note(text)
         scores.adjust(tasks)
         asked = self.evaluation
         stock = dict.fromkeys(n for found in self.lm_eval.values() for n in found if n not in tasks)
@@ -333,6 +318,7 @@ class Evaluator:
             self.tally.note(f"{plan.name}: {found} of its problems overlap with the training set")
         task["max_tokens"] = plan.sampling.max_tokens
         for role, model in task["models"].items():
+            model["text"] = self.measures.of(plan.problems, rows[role])
             model["lm_eval"] = self.lm_eval[role].get(plan.name, {})
         if plan.available > len(plan.problems):
             self.tally.note(
@@ -349,37 +335,6 @@ class Evaluator:
                 words = pair.replace("-", " - ", 1)
                 self.tally.note(f"{plan.name}: the interval of {words} includes zero")
         return task
-
-
-def _row(role: str, task: str, one: Graded) -> dict[str, Any]:
-    return {
-        "role": role,
-        "task": task,
-        "problem_id": one.problem.id,
-        "index": one.trace.index,
-        "outcome": one.grade.outcome,
-        "score": one.grade.score,
-        "extracted": one.grade.extracted,
-        "finish_reason": one.trace.finish_reason,
-        "completion_tokens": one.trace.completion_tokens,
-        "text": one.trace.text,
-    }
-
-
-def _summary(tally: Tally, results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    return {
-        "seconds": round(seconds, 3),
-        "seconds_by_model": tally.seconds_by_model,
-        "samples": tally.samples,
-        "tokens": tally.tokens,
-        "tokens_bought": tally.tokens_bought,
-        "tokens_per_second": round(tally.tokens_bought / seconds, 1) if seconds else 0.0,
-        "bought": tally.bought,
-        "reused": tally.reused,
-        "failed": tally.failed,
-        "headline": results["headline"].get("text", ""),
-        "notes": tally.notes,
-    }
 
 
 def _free_memory() -> None:

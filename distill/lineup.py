@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill import models
 from distill.errors import UsageError
 from distill.fewshot import as_question, fewshot_prefix
 from distill.recipe import Recipe
 from distill.records import Message, Problem, read_records
 from distill.resolve import resolve
+from distill.schema import TeacherSpec
 
 PLAIN = "{{- messages[-1]['content'] -}}"
 
@@ -21,8 +23,8 @@ PLAIN = "{{- messages[-1]['content'] -}}"
 class ModelRef:
     """A model to evaluate, and how it is asked.
 
-    `role` is base, student, base-best or teacher. `chat_template` is Jinja text; empty: the
-    model's own. With `prefix` (answered examples as text) it is asked for a plain completion.
+    `role` is base, student, base-best, teacher or a baseline's name. `chat_template` is Jinja
+    text; empty: the model's own. With `prefix` (answered examples as text) it is asked for a plain completion.
     `asked` says so in words. `engine` and `options` are those of a teacher
     (`distill/schema.py`), `spec` the other keys of a teacher's section.
     """
@@ -72,18 +74,18 @@ def model_refs(
             "replicas": asked.replicas,
         },
     )
-    models = [base]
+    found = [base]
     if payload.get("student"):
-        models.append(
+        found.append(
             dataclasses.replace(
                 base, role="student", path=payload["student"], name=recipe.name, revision=None
             )
         )
     if asked.base_at_best:
-        models += _base_at_best(base, asked.fewshot, payload, notes)
+        found += _base_at_best(base, asked.fewshot, payload, notes)
     if asked.teacher:
-        models += _teacher(recipe, notes)
-    return models
+        found += _teacher(recipe, folder, notes)
+    return found + _baselines(recipe, base, folder)
 
 
 def _base_at_best(
@@ -124,28 +126,60 @@ def _base_at_best(
     ]
 
 
-def _teacher(recipe: Recipe, notes: list[str]) -> list[ModelRef]:
+def _teacher(recipe: Recipe, folder: Path, notes: list[str]) -> list[ModelRef]:
     spec = recipe.teacher
     if not (spec.model or spec.engine):
         notes.append("the teacher was not evaluated: the recipe does not name it")
         return []
     entry = resolve("distill.teachers.catalog:find", {}, what="catalog")(spec.model)
-    return [
-        ModelRef(
-            role="teacher",
-            path=spec.model,
-            name=spec.model or spec.engine,
-            revision=spec.revision,
-            engine=spec.engine or entry.engine,
-            options=spec.options,
-            spec={
-                **spec.model_dump(mode="json"),
-                "timeout_s": recipe.sampling.timeout_s,
-                "silence_s": recipe.sampling.silence_s,
-            },
-            asked="its own chat template",
-        )
-    ]
+    return [_sampled(recipe, spec, folder, role="teacher", engine=spec.engine or entry.engine)]
+
+
+def _baselines(recipe: Recipe, base: ModelRef, folder: Path) -> list[ModelRef]:
+    """The recipe's other models; those without an engine are sampled as base and student are."""
+    asked = recipe.evaluate
+    found = []
+    for spec in asked.baselines:
+        ref = _sampled(recipe, spec, folder, role=spec.role, engine=spec.engine or asked.engine)
+        if not spec.engine:
+            ref = dataclasses.replace(
+                ref,
+                options={**asked.options, **spec.options},
+                spec={**ref.spec, "replicas": asked.replicas},
+            )
+        if spec.template == "student":
+            ref = dataclasses.replace(ref, chat_template=base.chat_template, asked=base.asked)
+        elif spec.template:
+            find_template = resolve("distill.students.catalog:chat_template", {}, what="catalog")
+            name = spec.template
+            path = str(folder / Path(name).expanduser()) if name.endswith(".jinja") else name
+            ref = dataclasses.replace(
+                ref,
+                chat_template=find_template(ref.path, path, spec.revision),
+                asked=f"the template {name}",
+            )
+        found.append(ref)
+    return found
+
+
+def _sampled(
+    recipe: Recipe, spec: TeacherSpec, folder: Path, *, role: str, engine: str
+) -> ModelRef:
+    """A model that is described as a teacher is."""
+    return ModelRef(
+        role=role,
+        path=models.local(spec.model, folder) if spec.model else "",
+        name=spec.model or spec.engine,
+        revision=spec.revision,
+        engine=engine,
+        options=spec.options,
+        spec={
+            **spec.model_dump(mode="json", include=set(TeacherSpec.model_fields)),
+            "timeout_s": recipe.sampling.timeout_s,
+            "silence_s": recipe.sampling.silence_s,
+        },
+        asked="its own chat template",
+    )
 
 
 def build_engine(ref: ModelRef, folder: Path) -> Any:

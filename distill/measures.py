@@ -29,7 +29,7 @@ class Measures:
         self._language = Language()
         self.notes: tuple[str, ...] = tuple(self._language.notes)
 
-    def of(self, problems: Mapping[str, Problem], rows: Iterable[Row]) -> dict[str, Any]:
+    def of(self, problems: Iterable[Problem], rows: Iterable[Row]) -> dict[str, Any]:
         """The text measures of one model on one task, all shares of its `answers`.
 
         Answers that could not be had (finish reason `failed`) are not among them. With no answer
@@ -41,13 +41,15 @@ class Measures:
         traces = [
             Trace(problem_id=row["problem_id"], index=row["index"], text=row["text"]) for row in had
         ]
-        pairs = [(problems[trace.problem_id], trace) for trace in traces]
+        by_id = {problem.id: problem for problem in problems}
+        pairs = [(by_id[trace.problem_id], trace) for trace in traces]
+        parts = [split(trace.text) for trace in traces]
         return {
             "answers": len(had),
             "tokens": quantiles([row["completion_tokens"] for row in had]),
             "truncated": _share(row["finish_reason"] == "length" for row in had),
-            "unfinished_thinking": _share(not split(trace.text).finished for trace in traces),
-            "without_thinking": _share(split(trace.text).reasoning is None for trace in traces),
+            "unfinished_thinking": _share(not part.finished for part in parts),
+            "without_thinking": _share(part.reasoning is None for part in parts),
             "repetitive": _share(
                 self._repetition(problem, trace, UNJUDGED) is not None for problem, trace in pairs
             ),

@@ -21,7 +21,7 @@ PARSED = ("correct", "wrong")
 WORST = 10
 FINEST = 64
 """Tokens of the smallest budget that accuracy is given for; each next one is twice as large."""
-STUDENT, BASE = "student", "base"
+STUDENT, BASES = "student", ("base", "base-best")
 
 Row = Mapping[str, Any]
 Booleans = NDArray[np.bool_]
@@ -211,7 +211,7 @@ def headline(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     for name, task in tasks.items():
         scored = {r: m for r, m in task["models"].items() if m["pass@1"] is not None}
-        bases = [role for role in scored if role.startswith(BASE)]
+        bases = [role for role in scored if role in BASES]
         if STUDENT not in scored or not bases:
             continue
         stronger = max(bases, key=lambda role: scored[role]["pass@1"])
