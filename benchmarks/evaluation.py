@@ -65,6 +65,8 @@ def ours(asked: dict[str, Any]) -> dict[str, Any]:
     from distill.schema import Evaluation, Grading
 
     torch.set_num_threads(asked["threads"])
+    started: list[float] = []
+    _timed(started, asked["engine"])
     folder = Path(asked["folder"])
     out = folder / f"ours-{asked['round']}"
     begin = time.perf_counter()
@@ -94,7 +96,39 @@ def ours(asked: dict[str, Any]) -> dict[str, Any]:
         json.loads(line)["completion_tokens"]
         for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    return {"seconds": seconds, "pass@1": model["pass@1"], "lengths": lengths}
+    return {
+        "seconds": seconds,
+        "started": sum(started),
+        "pass@1": model["pass@1"],
+        "lengths": lengths,
+    }
+
+
+def _timed(seconds: list[float], engine: str) -> None:
+    """Have the engine say how long it takes to start."""
+    if engine == "vllm":
+        from distill.teachers.vllm import VLLMTeacher
+
+        start = VLLMTeacher.open
+
+        async def opened(self: VLLMTeacher) -> None:
+            begin = time.perf_counter()
+            await start(self)
+            seconds.append(time.perf_counter() - begin)
+
+        VLLMTeacher.open = opened  # type: ignore[method-assign]
+        return
+    from distill.teachers.transformers import TransformersTeacher
+
+    load = TransformersTeacher._load_model
+
+    def loaded(self: TransformersTeacher, chat: Any) -> Any:
+        begin = time.perf_counter()
+        found = load(self, chat)
+        seconds.append(time.perf_counter() - begin)
+        return found
+
+    TransformersTeacher._load_model = loaded  # type: ignore[method-assign]
 
 
 def theirs(asked: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +136,7 @@ def theirs(asked: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers  # noqa: F401
     from lm_eval import simple_evaluate, tasks
+    from lm_eval.api.registry import get_model
 
     torch.set_num_threads(asked["threads"])
     manager = tasks.TaskManager(include_path=asked["folder"], include_defaults=False)
@@ -111,19 +146,22 @@ def theirs(asked: dict[str, Any]) -> dict[str, Any]:
     else:
         arguments = {"dtype": "float32", "device": "cpu"}
     begin = time.perf_counter()
+    batch = "auto" if asked["vllm"] else asked["batch"]
+    kind = get_model("vllm" if asked["vllm"] else "hf")
+    model = kind(pretrained=asked["model"], batch_size=batch, **arguments)
+    started = time.perf_counter() - begin
     found = simple_evaluate(
-        model="vllm" if asked["vllm"] else "hf",
-        model_args={"pretrained": asked["model"], **arguments},
+        model=model,
         tasks=["measured"],
         task_manager=manager,
-        batch_size="auto" if asked["vllm"] else asked["batch"],
         apply_chat_template=True,
         bootstrap_iters=0,
         log_samples=False,
         torch_random_seed=asked["round"],
     )
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "pass@1": found["results"]["measured"]["pass@1,all"]}
+    score = found["results"]["measured"]["pass@1,all"]
+    return {"seconds": seconds, "started": started, "pass@1": score}
 
 
 def prepared(folder: Path, asked: dict[str, Any]) -> None:
@@ -204,14 +242,15 @@ def show(measured: dict[str, list[dict[str, Any]]], asked: dict[str, Any]) -> No
         f"{asked['threads']} thread(s); tokens of an answer: 10% {marks[0]}, median {marks[1]}, "
         f"90% {marks[2]}, most {marks[3]}"
     )
-    print(f"{'':14}   ms/sample  seconds (all rounds)        pass@1")
+    print(f"{'':14}   ms/sample  of it starting  seconds (all rounds)        pass@1")
     for side, runs in measured.items():
         seconds = [run["seconds"] for run in runs]
         name = side if side == "distill" else f"{side} {backend}"
+        start = 1000 * statistics.median(run["started"] for run in runs) / count
         each = ", ".join(f"{value:.1f}" for value in seconds)
         score = statistics.mean(run["pass@1"] for run in runs)
         print(
-            f"{name:14} {1000 * statistics.median(seconds) / count:11.1f}  {each:26}  {score:6.3f}"
+            f"{name:14} {1000 * statistics.median(seconds) / count:11.1f}  {start:14.1f}  {each:26}  {score:6.3f}"
         )
     pairs = zip(measured["lm-eval"], measured["distill"], strict=True)
     ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)

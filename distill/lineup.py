@@ -24,8 +24,8 @@ class ModelRef:
     """A model to evaluate, and how it is asked.
 
     `role` is base, student, base-best, teacher or a baseline's name. `chat_template` is Jinja
-    text; empty: the model's own. With `prefix` (answered examples as text) it is asked for a plain completion.
-    `asked` says so in words. `engine` and `options` are those of a teacher
+    text; empty: the model's own. With `prefix` (answered examples as text) it is asked for a plain
+    completion. `asked` says so in words. `engine` and `options` are those of a teacher
     (`distill/schema.py`), `spec` the other keys of a teacher's section.
     """
 
