@@ -149,12 +149,13 @@ def at_least(
     states = {"full": 16.0, "lora": 2.0, "qlora": 0.5}[student["method"]] * arch.params / shards
     if shards > 1 and train["offload"]:
         states = 0.0
-    if arch.layers < 5 or states > room:
+    if arch.layers < 6 or states > room:
         return states
+    # Of two layers sharding gathers less: they are no part of the line.
     few, more = (
-        memory(dataclasses.replace(arch, layers=layers), student, train).total for layers in (2, 3)
+        memory(dataclasses.replace(arch, layers=layers), student, train).total for layers in (3, 4)
     )
-    return max(states, few + (more - few) * (arch.layers - 2))
+    return max(states, few + (more - few) * (arch.layers - 3))
 
 
 # -- hours ---------------------------------------------------------------------------------------
