@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_charts_fit_and_only_one_drawing_shows(browser: Any, page: str, width: i
         "[...document.querySelectorAll('svg.chart')].map(s => s.getBoundingClientRect())"
         ".filter(r => r.width).map(r => [r.left, r.right])",
     )
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert all(left >= 0 and right <= width for left, right in shown)
     sizes = ask(
         browser,
@@ -94,20 +95,42 @@ def test_charts_fit_and_only_one_drawing_shows(browser: Any, page: str, width: i
     assert min(sizes) >= 11
 
 
+CONTRASTS = """
+const rgb = c => c.match(/[\\d.]+/g).map(Number);
+const light = c => {
+  const [r, g, b] = rgb(c).slice(0, 3).map(x => x / 255)
+    .map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = e => {
+  for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor;
+    if ((rgb(c)[3] ?? 1) > 0) return c;
+  }
+};
+document.querySelectorAll('details').forEach(d => d.open = true);
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = {};
+while (walker.nextNode()) {
+  const e = walker.currentNode.parentElement, box = e.getBoundingClientRect();
+  if (!walker.currentNode.data.trim() || !box.width || e.closest('title, desc, style')) continue;
+  const style = getComputedStyle(e), colour = e.closest('svg') ? style.fill : style.color;
+  const [a, b] = [light(colour), light(behind(e))].sort((x, y) => y - x);
+  found[`${e.tagName} ${e.className.baseVal ?? e.className} ${colour} on ${behind(e)}`] =
+    (a + 0.05) / (b + 0.05);
+}
+return found;
+"""
+"""The contrast of all visible text by element and colours."""
+
+
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_is_readable_in_both_schemes(browser: Any, page: str, dark: bool) -> None:
+def test_all_text_has_the_contrast_of_wcag_aa(browser: Any, page: str, dark: bool) -> None:
     look(browser, page, 1280, dark=dark)
-    style = "getComputedStyle(document.documentElement)"
-    paper = luminance(ask(browser, f"{style}.backgroundColor"))
-    assert (paper < 0.2) == dark
-    # WCAG 2.1, level AA: 4.5 to 1 for text.
-    for selector in ("main", ".quiet", "a[href='#data']", ".figure", ".strong td"):
-        colour = f'getComputedStyle(document.querySelector("{selector}")).color'
-        light, deep = sorted((luminance(ask(browser, colour)), paper), reverse=True)
-        assert (light + 0.05) / (deep + 0.05) >= 4.5, selector
-    label = "getComputedStyle(document.querySelector('svg.chart.wide text')).fill"
-    light, deep = sorted((luminance(ask(browser, label)), paper), reverse=True)
-    assert (light + 0.05) / (deep + 0.05) >= 4.5
+    paper = ask(browser, "getComputedStyle(document.documentElement).backgroundColor")
+    assert (luminance(paper) < 0.2) == dark
+    found = browser.execute_script(CONTRASTS)
+    assert len(found) > 20
+    assert {what: ratio for what, ratio in found.items() if ratio < 4.5} == {}
 
 
 def luminance(colour: str) -> float:
@@ -130,7 +153,60 @@ def test_keyboard_reaches_links_and_folds(browser: Any, page: str) -> None:
     assert ask(browser, "document.querySelector('#traces details').open")
 
 
-def test_it_prints(browser: Any, page: str, tmp_path: Path) -> None:
+def test_the_skip_link_leads_past_the_contents_and_tab_follows_the_page(
+    browser: Any, page: str
+) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
     look(browser, page, 1280)
+    places = []
+    for _ in range(12):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        box = "document.activeElement.getBoundingClientRect()"
+        places.append(ask(browser, f"{box}.top + scrollY"))
+        outline = ask(browser, "getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none"
+    # After the skip link, which stands at the top while it is seen, in the order of the page.
+    assert places[1:] == sorted(places[1:])
+    look(browser, page, 1280)
+    ActionChains(browser).send_keys(Keys.TAB, Keys.ENTER, Keys.TAB).perform()
+    assert ask(browser, "!!document.activeElement.closest('#result')")
+
+
+def test_nothing_moves_for_those_who_want_no_motion(browser: Any, page: str) -> None:
+    look(browser, page, 1280)
+    style = "getComputedStyle(document.documentElement).scrollBehavior"
+    assert ask(browser, style) == "smooth"
+    calm = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": calm})
+    assert ask(browser, style) == "auto"
+
+
+def test_its_data_can_be_saved(browser: Any, page: str, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    look(browser, page, 1280)
+    asked = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", asked)
+    for name in ("results.csv", "numbers.json"):
+        browser.execute_script(f"document.querySelector('a[download=\"{name}\"]').click()")
+        WebDriverWait(browser, 20).until(lambda _, path=tmp_path / name: path.is_file())
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8").startswith("task,model,pass@1")
+    assert json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))["schema"] == 1
+
+
+def test_it_prints_whole(browser: Any, page: str) -> None:
+    look(browser, page, 680)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    # Folded text is on paper, and no table is wider than the paper (A4 within its margins).
+    hidden = "[...document.querySelectorAll('details pre')].filter(p => !p.offsetHeight).length"
+    assert ask(browser, "document.querySelectorAll('details pre').length") > 5
+    assert ask(browser, hidden) == 0
+    wide = (
+        "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > "
+        "innerWidth + 1).map(t => t.getAttribute('aria-label'))"
+    )
+    assert ask(browser, wide) == []
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
     assert len(printed["data"]) > 20_000

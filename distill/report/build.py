@@ -19,6 +19,7 @@ from distill.recipe import Recipe
 from distill.report import cited, traces
 from distill.report import results as evaluation
 from distill.report.data_tables import left_out
+from distill.report.reading import Reader
 from distill.report.training import read_json, read_training, without_notes
 from distill.report.words import clean
 from distill.stages import stages_of
@@ -57,6 +58,7 @@ class Source:
     run: dict[str, Any]
     steps: dict[str, Step]
     notes: list[dict[str, str]]
+    read: Reader = field(default_factory=Reader)
 
     def every(self, kind: str) -> list[Step]:
         """The steps of a kind in their order: one, or one of each stage."""
@@ -97,13 +99,18 @@ def collect(run_dir: Path) -> dict[str, Any]:
     source = read_run(run_dir)
     recipe = source.run.get("recipe") or {}
     ledger = traces.read_ledger(
+        source.read,
         source.folder("sample", "import"),
         source.folder("grade"),
         *[step.folder for step in source.every("select") or source.every("filter")],
     )
     data = _data(source, ledger, recipe)
     found, lead = _evaluation(source)
+    trained = read_training(
+        source.every("train"), source.notes, source.summary("merge"), source.read
+    )
     source.notes += [{"step": "report", "note": line} for line in warnings(recipe)]
+    source.notes += source.read.notes()
     missing = [step for step in _planned(recipe) if step not in source.steps]
     student = source.folder("merge", "train")
     numbers = {
@@ -123,7 +130,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "student": _relative(student / "student", run_dir.parent) if student else None,
         "headline": lead,
         **data,
-        "training": read_training(source.every("train"), source.notes, source.summary("merge")),
+        "training": trained,
         "evaluation": found,
         "steps": [_step_row(step) for step in source.steps.values()],
         "seconds": sum(step.seconds or 0 for step in source.steps.values()),
@@ -142,18 +149,24 @@ def read_run(run_dir: Path) -> Source:
     path = run_dir / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(run, dict):
-            raise ValueError("expected an object")
+        if not isinstance(run, dict) or not isinstance(run.get("steps") or {}, dict):
+            raise ValueError("expected an object with the run's steps")
     except FileNotFoundError:
         raise DataError(f"{run_dir} has no run.json", "distill ls names the runs") from None
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}", "start the run again") from None
     notes: list[dict[str, str]] = []
     steps = {}
-    for name, entry in (run.get("steps") or {}).items():
+    for name, told in (run.get("steps") or {}).items():
+        entry = told if isinstance(told, dict) else {}
         folder = run_dir.parent / str(entry.get("folder", ""))
         if not entry.get("folder") or not folder.is_dir():
-            notes.append({"step": name, "note": f"its folder {entry.get('folder')} is gone"})
+            notes.append(
+                {
+                    "step": name,
+                    "note": f"its folder {entry.get('folder', '')} is gone".replace("  ", " "),
+                }
+            )
             continue
         summary = read_json(folder / "summary.json", notes, name) or {}
         seconds = entry.get("seconds")
@@ -208,7 +221,7 @@ def _data(source: Source, ledger: traces.Ledger, recipe: Mapping[str, Any]) -> d
             log.warning("%s: %s", source.run_dir, text)
         if pool and problems:
             chosen = traces.choose_traces(ledger, stages["stages"])
-            shown = traces.read_traces(pool, problems, chosen, ledger)
+            shown = traces.read_traces(source.read, pool, problems, chosen, ledger)
     for setting in sampled.get("ignored") or []:
         note = f"the teacher's engine ignores {setting}"
         source.notes.append({"step": "sample", "note": note})
@@ -279,7 +292,8 @@ def _evaluation(source: Source) -> tuple[dict[str, Any] | None, dict[str, Any] |
     heldout = source.folder("problems", "import")
     files += [heldout / "heldout.jsonl"] if heldout else []
     recipe = source.run.get("recipe") or {}
-    found = evaluation.read_results(results, folder, files, int(recipe.get("seed") or 0))
+    seed = int(recipe.get("seed") or 0)
+    found = evaluation.read_results(results, folder, files, seed, source.read)
     for name, task in found["tasks"].items():
         task["published"] = cited.beside(name, task, found["settings"], recipe)
     for note in results.get("notes") or []:

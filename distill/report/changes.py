@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.records import Problem, read_jsonl, read_records
+from distill.report.reading import STRICT, Reader
 from distill.report.traces import questions, take_apart
 
 SHOWN_CHANGES = 5
@@ -26,16 +26,15 @@ Labels = dict[str, dict[str, str]]
 """kind (source, subject, difficulty) -> problem id -> name of its group."""
 
 
-def read_rates(samples: Path) -> dict[str, Rates]:
+def read_rates(samples: Path, read: Reader = STRICT) -> dict[str, Rates]:
     """The rates of each task; samples that nobody could grade are left out."""
     seen: dict[str, dict[str, dict[str, list[bool]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    if samples.is_file():
-        for row in read_jsonl(samples):
-            of = seen[str(row.get("task"))][str(row.get("role"))]
-            if row.get("outcome") != "ungraded":
-                of[str(row.get("problem_id"))].append(row.get("outcome") == "correct")
+    for row in read.rows(samples):
+        of = seen[str(row.get("task"))][str(row.get("role"))]
+        if row.get("outcome") != "ungraded":
+            of[str(row.get("problem_id"))].append(row.get("outcome") == "correct")
     return {
         task: {
             role: {problem: sum(right) / len(right) for problem, right in problems.items()}
@@ -45,14 +44,14 @@ def read_rates(samples: Path) -> dict[str, Rates]:
     }
 
 
-def labels_of(files: Sequence[Path], rates: Rates) -> Labels:
+def labels_of(files: Sequence[Path], rates: Rates, read: Reader) -> Labels:
     """The groups of the sampled problems, from the first file that has a problem."""
     wanted = {problem for of in rates.values() for problem in of}
     labels: Labels = {"source": {}, **{kind: {} for kind in MARKED}}
     for path in files:
-        if not path.is_file() or not wanted - labels["source"].keys():
-            continue
-        for problem in read_records(Problem, path):
+        if not wanted - labels["source"].keys():
+            break
+        for problem in read.problems(path):
             if problem.id in wanted and problem.id not in labels["source"]:
                 labels["source"][problem.id] = problem.source or "unnamed"
                 for kind in MARKED:
@@ -91,12 +90,12 @@ def _lot(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(str(row["problem_id"]).encode()).hexdigest()
 
 
-def name_problems(changes: dict[str, Any] | None, files: Sequence[Path]) -> None:
+def name_problems(changes: dict[str, Any] | None, files: Sequence[Path], read: Reader) -> None:
     """Put question and reference answer to the problems of `changed`."""
     if changes is None:
         return
     rows = [row for kind in PAIRS for row in changes[kind]]
-    asked = questions(files, {row["problem_id"] for row in rows})
+    asked = questions(files, {row["problem_id"] for row in rows}, read)
     for row in rows:
         row.update(asked.get(row["problem_id"], {"question": "", "gold": None}))
 
@@ -107,6 +106,7 @@ def pairs(
     against: str | None,
     changes: Mapping[str, Any] | None,
     files: Sequence[Path],
+    read: Reader,
 ) -> list[dict[str, Any]]:
     """Base and student on the same problem: as many losses as gains, and one that both missed."""
     if changes is None:
@@ -115,7 +115,7 @@ def pairs(
         row["problem_id"]: kind for kind, many in PAIRS.items() for row in changes[kind][:many]
     }
     answers: dict[tuple[str, str], tuple[bool, dict[str, Any]]] = {}
-    for row in read_jsonl(samples):
+    for row in read.rows(samples):
         problem, role = str(row.get("problem_id")), str(row.get("role"))
         if row.get("task") != task or problem not in wanted or role not in (against, "student"):
             continue
@@ -124,7 +124,7 @@ def pairs(
         telling = (row.get("outcome") == "correct") == (role == winner)
         if (problem, role) not in answers or (telling and not answers[problem, role][0]):
             answers[problem, role] = (telling, _answer(row))
-    asked = questions(files, set(wanted))
+    asked = questions(files, set(wanted), read)
     return [
         {
             "kind": kind,

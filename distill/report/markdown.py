@@ -65,6 +65,7 @@ def _head(n: Mapping[str, Any]) -> list[str]:
         f"**{escape(say.headline(n))}**",
         escape(say.against_others(n["headline"])),
         escape(say.other_tasks(n)),
+        escape(say.trained_on(n)),
         facts(tables.headline_facts(n)),
     ]
 

@@ -22,6 +22,7 @@ from distill.report.changes import (
     pairs,
     read_rates,
 )
+from distill.report.reading import STRICT, Reader
 from distill.statistics import paired_difference
 
 BASES = ("base", "base-best")
@@ -31,14 +32,18 @@ KINDS = ("source", "subject", "difficulty")
 
 
 def read_results(
-    results: Mapping[str, Any], folder: Path, task_files: Sequence[Path], seed: int = 0
+    results: Mapping[str, Any],
+    folder: Path,
+    task_files: Sequence[Path],
+    seed: int = 0,
+    read: Reader = STRICT,
 ) -> dict[str, Any]:
     """All that the report says of the evaluation, from `results.json` and `samples.jsonl`.
 
     `task_files` are JSONL files of problems; `seed` draws the intervals of the groups.
     """
     samples = folder / "samples.jsonl"
-    rates = read_rates(samples)
+    rates = read_rates(samples, read)
     tasks = {}
     for name, task in (results.get("tasks") or {}).items():
         models = task.get("models") or {}
@@ -55,11 +60,11 @@ def read_results(
             "differences": _differences(task.get("differences") or {}),
             "against": against,
             "contamination": _contamination(task.get("contamination")),
-            "groups": _groups(models, mine, against, labels_of(files, mine), seed),
+            "groups": _groups(models, mine, against, labels_of(files, mine, read), seed),
             "changes": changes,
-            "pairs": pairs(samples, name, against, changes, files),
+            "pairs": pairs(samples, name, against, changes, files, read),
         }
-        name_problems(changes, files)
+        name_problems(changes, files, read)
     settings = dict(results.get("settings") or {})
     asked = {
         role: str(model.get("asked") or "")

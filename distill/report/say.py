@@ -23,6 +23,12 @@ ORIENTATION = (
     "harness, so a difference to them is not a result of this run."
 )
 """What stands above published numbers."""
+STATES = {
+    "failed": "The run failed before its end.",
+    "interrupted": "The run was interrupted.",
+    "running": "The run was still going.",
+}
+"""`status` of run.json, of a run that did not come to its end, in words."""
 
 
 def title(numbers: Numbers) -> str:
@@ -69,7 +75,7 @@ def headline(numbers: Numbers) -> str:
     if not lead:
         return measured(lead)
     gain = f"{points(lead['gain'])} points (95% interval {bounds(lead['interval'], signed=True)})"
-    return f"{gain}. {measured(lead)}"
+    return f"{gain}. {measured(lead)} {moved(lead)}".strip()
 
 
 def against_others(lead: Numbers | None) -> str:
@@ -104,9 +110,12 @@ def other_tasks(numbers: Numbers) -> str:
     return f"Gains on the other tasks: {', '.join(parts)}." if parts else ""
 
 
-def moved(lead: Numbers | None) -> bool:
-    """True if the first screen can say how many problems went which way."""
-    return bool(lead) and (lead or {}).get("better") is not None
+def moved(lead: Numbers | None) -> str:
+    """How many problems went which way; empty where nobody compared."""
+    if not lead or lead.get("better") is None:
+        return ""
+    better, worse, same = (count(lead[key]) for key in ("better", "worse", "same"))
+    return f"Problems: {better} better, {worse} worse, {same} unchanged."
 
 
 def seen(task: Numbers) -> str:
@@ -118,7 +127,8 @@ def seen(task: Numbers) -> str:
     if task.get("samples"):
         size += f" and {plural(task['samples'], 'sample')} each"
     if found.get("detectable") is None:
-        return f"With {size} the evaluation cannot tell how small a difference it would have shown."
+        alike = "" if found.get("problems", 0) < 2 else " that all agree"
+        return f"With {size}{alike} nobody can say how small a difference would have been shown."
     return (
         f"With {size}, a true difference of {width(found['detectable'])} points or more would be "
         "shown in four of five such evaluations; a smaller one may stay hidden."
@@ -132,11 +142,19 @@ def overlap(task: Numbers) -> str:
         return "Nobody looked whether its problems overlap with the training set."
     some, whole = found["overlapping"], task["problems"]
     text = f"{count(some)} of {plural(whole, 'problem')} "
-    text += "overlaps" if some == 1 else "overlap"
+    text += "overlaps" if 1 in (some, whole) else "overlap"
     text += " with the training set"
     if some and some == whole:
         return f"{text}: there is no score without them."
     return f"{text}."
+
+
+def trained_on(numbers: Numbers) -> str:
+    """For the first screen: that problems of the headline's task were trained on; else empty."""
+    lead = numbers["headline"]
+    if not lead or not lead.get("overlapping"):
+        return ""
+    return overlap(numbers["evaluation"]["tasks"][lead["task"]])
 
 
 def unjudged(task: Numbers) -> str:
@@ -145,7 +163,7 @@ def unjudged(task: Numbers) -> str:
     if not whole:
         parts.append("This task has no problems.")
     elif not judged:
-        parts.append("None of its problems has a reference answer, so nothing could be graded.")
+        parts.append("No problem of it has a reference answer, so nothing could be graded.")
     elif judged < whole:
         left = whole - judged
         without = "1 problem has" if left == 1 else f"{count(left)} problems have"
@@ -164,12 +182,8 @@ def partial(numbers: Numbers) -> str:
     if not numbers["partial"]:
         return ""
     status, missing = numbers["status"], numbers["missing_steps"]
-    state = {
-        "failed": "The run failed before its end.",
-        "interrupted": "The run was interrupted.",
-        "running": "The run was still going.",
-        "partial": f"The run was asked to stop after {numbers['until']}.",
-    }.get(status, "")
+    asked = f"The run was asked to stop after {numbers['until']}."
+    state = asked if status == "partial" else STATES.get(status, "")
     if not missing:
         return f"{state} All steps have results.".strip()
     return f"{state} Partial report; without results: {', '.join(missing)}.".strip()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.records import Problem, read_jsonl, read_records
+from distill.report.reading import STRICT, Reader
 from distill.report.words import clip
 from distill.select import HELD_BACK
 from distill.thinking import split
@@ -46,24 +46,27 @@ class Ledger:
         return [key for key in self.kept if key not in self.held]
 
 
-def read_ledger(pool: Path | None, grade: Path | None, *verdicts: Path | None) -> Ledger:
+def read_ledger(
+    read: Reader, pool: Path | None, grade: Path | None, *verdicts: Path | None
+) -> Ledger:
     """Read what there is of traces, grades and final verdicts; a None folder is not there.
 
     With the verdicts of several stages a trace is kept if any of them keeps it.
     """
     ledger = Ledger()
-    for row in _rows(pool, "traces.jsonl"):
+    for row in read.rows(_in(pool, "traces.jsonl")):
         key = _key(row)
         ledger.tokens[key] = int(row.get("completion_tokens") or 0)
     if ledger.tokens and not any(ledger.tokens.values()):
         # Published traces come without counts: characters are what can be compared.
         ledger.unit = "characters"
-        for row in _rows(pool, "traces.jsonl"):
+        for row in read.rows(_in(pool, "traces.jsonl")):
             ledger.tokens[_key(row)] = len(row.get("text") or "")
-    for row in _rows(grade, "grades.jsonl"):
+    for row in read.rows(_in(grade, "grades.jsonl")):
         ledger.outcomes[_key(row)] = str(row.get("outcome", "ungraded"))
     trained: set[Key] = set()
-    for row in (row for folder in verdicts for row in _rows(folder, "verdicts.jsonl")):
+    files = [_in(folder, "verdicts.jsonl") for folder in verdicts]
+    for row in (row for file in files for row in read.rows(file)):
         key = _key(row)
         if row.get("kept"):
             (ledger.held if row.get("reason") == HELD_BACK else trained).add(key)
@@ -247,11 +250,12 @@ def choose_traces(ledger: Ledger, stages: Iterable[Mapping[str, Any]]) -> dict[K
 
 
 def read_traces(
-    pool: Path, problems: Path, chosen: Mapping[Key, str], ledger: Ledger
+    read: Reader, pool: Path, problems: Path, chosen: Mapping[Key, str], ledger: Ledger
 ) -> list[dict[str, Any]]:
     """The chosen traces with their problems, in the order of `chosen`."""
-    texts = {key: row for row in _rows(pool, "traces.jsonl") if (key := _key(row)) in chosen}
-    asked = questions([problems / "problems.jsonl"], {problem for problem, _ in texts})
+    rows = read.rows(pool / "traces.jsonl")
+    texts = {key: row for row in rows if (key := _key(row)) in chosen}
+    asked = questions([problems / "problems.jsonl"], {problem for problem, _ in texts}, read)
     shown = []
     for key, name in chosen.items():
         row = texts.get(key)
@@ -283,22 +287,20 @@ def take_apart(text: str) -> dict[str, Any]:
     }
 
 
-def questions(files: Iterable[Path], wanted: set[str]) -> dict[str, dict[str, Any]]:
+def questions(
+    files: Iterable[Path], wanted: set[str], read: Reader = STRICT
+) -> dict[str, dict[str, Any]]:
     """Question and gold of the wanted problems, from the first file that has them."""
     found: dict[str, dict[str, Any]] = {}
     for path in files:
-        if not path.is_file():
-            continue
-        for problem in read_records(Problem, path):
+        for problem in read.problems(path):
             if problem.id in wanted and problem.id not in found:
                 found[problem.id] = {"question": problem.question, "gold": problem.gold}
     return found
 
 
-def _rows(folder: Path | None, name: str) -> Iterable[dict[str, Any]]:
-    if folder is None or not (folder / name).is_file():
-        return []
-    return read_jsonl(folder / name)
+def _in(folder: Path | None, name: str) -> Path | None:
+    return folder / name if folder else None
 
 
 def _key(row: Mapping[str, Any]) -> Key:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.records import read_jsonl
+from distill.report.reading import STRICT, Reader
 from distill.report.words import clip
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
 
 
 def read_training(
-    steps: Sequence[Step], notes: list[dict[str, str]], merged: Mapping[str, Any]
+    steps: Sequence[Step],
+    notes: list[dict[str, str]],
+    merged: Mapping[str, Any],
+    read: Reader = STRICT,
 ) -> dict[str, Any] | None:
     """The last stage's summary, with the curves of all; None where nothing was trained.
 
@@ -33,7 +36,7 @@ def read_training(
     validation: list[dict[str, Any]] = []
     stages, start = [], 0
     for step in steps:
-        rows, measured = _logged(step.folder, start)
+        rows, measured = _logged(step.folder, start, read)
         curve += rows
         validation += measured
         stages.append({"name": step.stage, "starts": start, **without_notes(step.summary)})
@@ -52,10 +55,11 @@ def read_training(
     }
 
 
-def _logged(folder: Path, start: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _logged(
+    folder: Path, start: int, read: Reader
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of log.jsonl: of the training, and on the validation split."""
-    path = folder / "log.jsonl"
-    rows = list(read_jsonl(path)) if path.is_file() else []
+    rows = list(read.rows(folder / "log.jsonl"))
     told = [row for row in rows if row.get("loss") is not None]
     measured = [row for row in rows if row.get("validation_loss") is not None]
     return (

@@ -19,7 +19,9 @@ ROLE_NAMES = {
 
 
 def clean(value: Any) -> Any:
-    """The same data with every NaN and infinity turned into None, so that it is valid JSON."""
+    """The same data as valid JSON in UTF-8: NaN and infinity become None, lone surrogates `?`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

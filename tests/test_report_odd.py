@@ -1,0 +1,193 @@
+"""Reports of runs that went wrong: clear words, valid JSON, and never a NaN on a page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from distill.errors import DataError
+from distill.report import say
+from distill.report.build import collect
+from distill.report.markdown import render_markdown
+from distill.report.page import render_page
+from tests.make_run import make_run
+from tests.odd_runs import EVALUATIONS, FILES, damaged, evaluated, unfinished
+
+BAD_WORDS = re.compile(r"\b(NaN|nan|None(?!\.)|undefined|inf|null|True|False)\b|not measured to")
+"""A sentence may end in `None.`, as that on the largest losses does."""
+
+
+@cache
+def schema() -> Draft202012Validator:
+    found = resources.files("distill.report").joinpath("report.schema.json")
+    content = json.loads(found.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(content)
+    return Draft202012Validator(content)
+
+
+def shown(numbers: Mapping[str, Any]) -> str:
+    """What a reader sees of the page, without its recipe, and of the Markdown."""
+    # Drawing takes most of the time of a report; the charts have a test of their own below.
+    nothing = dict.fromkeys(("results", "rates", "lengths", "loss"), "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.report.page.draw", lambda numbers: nothing)
+        page = render_page(numbers)
+    page = re.sub(r"<details><summary>The recipe, resolved.*?</details>", "", page, flags=re.S)
+    page = re.sub(r"<style>.*?</style>|<desc.*?</desc>|href=\"data:[^\"]*\"", "", page, flags=re.S)
+    page = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    return " ".join(f"{page} {render_markdown(numbers)}".split())
+
+
+def check(numbers: Mapping[str, Any]) -> str:
+    """The text of page and Markdown, after everything that holds for any report."""
+    numbers = json.loads(json.dumps(numbers, allow_nan=False))
+    wrong = [f"{e.json_path}: {e.message[:200]}" for e in schema().iter_errors(numbers)]
+    assert not wrong
+    text = shown(numbers)
+    assert not BAD_WORDS.search(text), BAD_WORDS.search(text)
+    return text
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_any_evaluation_has_a_clear_report(name: str, tmp_path: Path) -> None:
+    text = check(collect(EVALUATIONS[name](tmp_path)))
+    expected = {
+        "without gold": "No problem of it has a reference answer, so nothing could be graded.",
+        "half without gold": "4 problems have no reference answer and count nowhere.",
+        "a base that says nothing": "No answer of the base could be graded: its score is zero",
+        "a student that says nothing": "No answer of the student could be graded",
+        "never finished": "100.0%",
+        "all wrong": "The interval includes zero: this run does not show a difference.",
+        "all right": "8 problems and 2 samples each that all agree nobody can say how small",
+        "one problem": "1 problem and 2 samples each",
+        "one problem and one sample": "1 problem and 1 sample each",
+        "no problems": "This task has no problems.",
+        "some trained on": "3 of 8 problems overlap with the training set.",
+        "all trained on": "8 of 8 problems overlap with the training set: there is no score",
+        "nobody looked": "Nobody looked whether its problems overlap with the training set.",
+        "two tasks": "Gains on the other tasks: aime24",
+    }.get(name, "0 of 8 problems overlap with the training set.")
+    assert expected in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_torn_file_leaves_a_report_that_says_so(name: str, tmp_path: Path) -> None:
+    text = check(collect(damaged(tmp_path, name, "torn")))
+    assert f"{name.split('/')[1]} is damaged" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["zeroed", "emptied", "gone"])
+def test_any_damaged_file_leaves_a_report(name: str, how: str, tmp_path: Path) -> None:
+    check(collect(damaged(tmp_path, name, how)))
+
+
+@pytest.mark.parametrize("how", ["torn", "zeroed", "emptied"])
+def test_a_damaged_run_json_is_an_error_with_a_hint(how: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"run\.json is damaged") as caught:
+        collect(damaged(tmp_path, "run.json", how))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", ['{"steps": [1]}', "[]", '"text"'])
+def test_a_run_json_of_another_shape_is_damaged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"run\.json is damaged"):
+        collect(tmp_path)
+
+
+def test_steps_that_name_no_folder_are_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"steps": {"train": null}}', encoding="utf-8")
+    assert "its folder is gone" in check(collect(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("status", "steps"), [("running", 0), ("running", 3), ("interrupted", 5), ("failed", 7)]
+)
+def test_an_unfinished_run_is_marked_partial(status: str, steps: int, tmp_path: Path) -> None:
+    text = check(collect(unfinished(tmp_path, status, steps)))
+    assert say.STATES[status] in text
+    assert "Partial report; without results:" in text
+
+
+def test_hostile_text_and_lone_surrogates_keep_the_schema(tmp_path: Path) -> None:
+    run = make_run(tmp_path, problems=8, hostile=True)
+    path = tmp_path / "steps/sample-pock00000000/traces.jsonl"
+    text = path.read_text(encoding="utf-8").replace("digits", "\\udc80 digits")
+    path.write_text(text, encoding="utf-8")
+    numbers = collect(run)
+    json.dumps(numbers, ensure_ascii=False).encode("utf-8")
+    assert not [*schema().iter_errors(numbers)]
+
+
+def test_the_schema_refuses_what_it_should(tmp_path: Path) -> None:
+    numbers = collect(make_run(tmp_path, problems=8))
+    for path, value in (("seconds", -1), ("headline", {}), ("surprise", 1), ("partial", "no")):
+        assert [*schema().iter_errors({**numbers, path: value})], path
+    del numbers["notes"]
+    assert [*schema().iter_errors(numbers)]
+
+
+def test_overlapping_problems_have_a_table_without_them(tmp_path: Path) -> None:
+    numbers = collect(EVALUATIONS["some trained on"](tmp_path))
+    assert numbers["headline"]["overlapping"] == 3
+    found = numbers["evaluation"]["tasks"]["heldout"]["contamination"]
+    assert (found["problems"], len(found["models"])) == (5, 3)
+    assert "student minus it, without them" in shown(numbers)
+
+
+def test_subjects_have_rows_and_two_tasks_corrected_p(tmp_path: Path) -> None:
+    numbers = collect(EVALUATIONS["two tasks"](tmp_path))
+    groups = numbers["evaluation"]["tasks"]["heldout"]["groups"]
+    subjects = [g for g in groups if g["kind"] == "subject"]
+    assert [(g["name"], g["problems"]) for g in subjects] == [("algebra", 4), ("geometry", 4)]
+    assert all(g["interval"] for g in subjects)
+    text = shown(numbers)
+    assert "corrected for all tasks" in text
+    assert "heldout by subject" in text
+
+
+def test_published_students_of_the_same_base_stand_beside_ours(tmp_path: Path) -> None:
+    same = {"student": {"base": "/models/Qwen2.5-Math-1.5B"}}
+    run = evaluated(tmp_path, lambda role, *_: "correct", tasks=("aime24",), recipe=same)
+    rows = collect(run)["evaluation"]["tasks"]["aime24"]["published"]
+    names = [row["student"] for row in rows]
+    assert names == ["DeepSeek-R1-Distill-Qwen-1.5B", "OpenMath-Nemotron-1.5B"]
+    assert rows[0]["same_base"]
+    assert (rows[0]["pass@1"], rows[0]["cons@64"]) == (0.289, 0.527)
+    assert rows[0]["differs"] == [
+        "tokens 32,768, here 2,048",
+        "k = 64, here 2",
+        "30 problems, here 8",
+    ]
+    assert "temperature not stated" in rows[1]["differs"]
+
+
+def test_other_bases_are_shown_r1s_students_and_marked(tmp_path: Path) -> None:
+    numbers = collect(EVALUATIONS["two tasks"](tmp_path))
+    rows = numbers["evaluation"]["tasks"]["aime24"]["published"]
+    assert len(rows) == 6
+    assert all(row["differs"][0].startswith("base ") for row in rows)
+    assert numbers["evaluation"]["tasks"]["heldout"]["published"] == []
+    text = shown(numbers)
+    assert "Published on aime24, for orientation" in text
+    assert "DeepSeek-R1 (arXiv 2501.12948v1), Table 5" in text
+
+
+@pytest.mark.slow
+def test_charts_of_odd_evaluations(tmp_path: Path) -> None:
+    for name in ("all wrong", "all right", "one problem and one sample", "without gold"):
+        page = render_page(collect(EVALUATIONS[name](tmp_path / name)))
+        drawn = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+        assert drawn
+        assert not any("nan" in svg.lower() for svg in drawn)
