@@ -115,6 +115,7 @@ def test_plan_prints_problems_samples_tokens_and_money(tmp_path: Path) -> None:
     assert "cap 3.00" in ran.stdout
 
 
+@pytest.mark.slow
 def test_cp_gives_a_recipe_that_runs_from_its_own_folder(tmp_path: Path) -> None:
     assert distill("cp", "1.5b", "mine.yaml", cwd=tmp_path).returncode == 0
     shown = distill("show", "./mine.yaml", "--json", cwd=tmp_path)

@@ -218,6 +218,7 @@ def test_the_stronger_row_of_the_base_is_the_one_compared_with(place: Path) -> N
     assert results["headline"]["difference"] == differences["student-base-best"]["difference"]
 
 
+@pytest.mark.slow
 def test_regressions_name_the_worst_problems(place: Path) -> None:
     results, rows, _ = evaluate(place, [fake("base", skill=0.9), fake("student", skill=0.3)])
     worst = results["tasks"]["heldout"]["differences"]["student-base"]["regressions"]
@@ -260,6 +261,7 @@ def test_problems_without_gold_are_left_out_and_said(place: Path) -> None:
     assert results["headline"] == {}
 
 
+@pytest.mark.slow
 def test_several_tasks_with_different_k_and_a_problem_in_both(place: Path) -> None:
     write_jsonl(place / "tasks" / "mine.jsonl", sums(20)[:5])
     results, rows, summary = evaluate(

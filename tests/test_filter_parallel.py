@@ -115,6 +115,7 @@ def mixed_texts(count: int) -> list[str]:
     return [f"{rng.choice(words)} {rng.randrange(count // 4)}" for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_workers_write_what_one_process_writes(tmp_path: Path) -> None:
     files = write(tmp_path, mixed_texts(3 * BLOCK_TRACES))
     chain = [

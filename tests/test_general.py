@@ -83,6 +83,7 @@ def referee(asked: Asked) -> Reply:
     return stream(json.dumps({"verdict": "correct" if good else "wrong", "reason": "read"}))
 
 
+@pytest.mark.slow
 def test_a_judged_general_part_is_mixed_in(tmp_path: Path) -> None:
     teacher = Teacher()
     with FakeServer(referee) as server:

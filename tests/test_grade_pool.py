@@ -69,6 +69,7 @@ def judged(pool: GraderPool, spec: GraderSpec, words: list[str], extra: str = ""
     return [grades[ticket] for ticket in tickets]
 
 
+@pytest.mark.slow
 def test_every_kind_of_failure_loses_only_its_own_item(spec: GraderSpec) -> None:
     words = [f"w{i}" for i in range(60)]
     trouble = {3: "hang", 17: "exit", 18: "leave", 30: "raise", 31: "memory", 45: "bool"}

@@ -226,6 +226,7 @@ def test_an_earlier_runs_lengths_are_taken_as_they_are() -> None:
 # -- advice --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_advice_is_a_setting_that_needs_clearly_less() -> None:
     recipe = Recipe.load("32b")
     said = advice(recipe, machine("8x80"))

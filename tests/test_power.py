@@ -29,7 +29,7 @@ def test_a_difference_of_the_detectable_size_is_found_four_times_in_five() -> No
     rng = np.random.default_rng(0)
     problems, spread = 60, 0.3
     size = detectable(rng.normal(0, spread, 4000)) * np.sqrt(4000 / problems)
-    found = [0 not in clt(rng.normal(size, spread, problems), -9, 9) for _ in range(3000)]
+    found = [0 not in clt(rng.normal(size, spread, problems), -9, 9) for _ in range(1500)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
 
 

@@ -38,6 +38,7 @@ def made(once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(once.parent, tmp_path / "runs")) / once.name
 
 
+@pytest.mark.slow
 def test_a_run_comes_out_the_same(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = str(made.parent)
     assert main(["reproduce", made.name, "--runs", runs]) == 0

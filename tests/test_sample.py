@@ -697,6 +697,7 @@ def test_killed_and_resumed_is_the_same_as_undisturbed(tmp_path: Path, kind: str
     assert summary["bought"] == 56 - summary["reused"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=5), st.integers(1, 3), st.sampled_from([Echo, Batch]))
 def test_stopped_at_any_request_and_resumed_is_the_same_as_undisturbed(

@@ -117,6 +117,7 @@ def test_a_later_stage_changes_nothing_before_it(place: Path) -> None:
     assert after["steps"]["train-hard"]["id"] != before["steps"]["train-hard"]["id"]
 
 
+@pytest.mark.slow
 def test_adding_or_renaming_a_stage_trains_nothing_again(place: Path) -> None:
     plain, _ = train(place, staged(place))
     assert list(plain["steps"])[-2:] == ["select", "train"]

@@ -172,6 +172,7 @@ with TracePool.open(Path(sys.argv[1]), write=True) as pool:
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_again_and_again_loses_nothing_it_had_stored(tmp_path: Path) -> None:
     stored = -1
     for _ in range(4):

@@ -49,6 +49,7 @@ def follow(pool: TracePool, until: int) -> int:
     return steps
 
 
+@pytest.mark.slow
 def test_a_reader_follows_one_writer_after_another(tmp_path: Path) -> None:
     TracePool.open(tmp_path, write=True).close()
     with TracePool.open(tmp_path, write=False) as pool:

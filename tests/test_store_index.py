@@ -353,6 +353,7 @@ with TracePool.open(Path(sys.argv[1]), write=True) as pool:
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_indexes_that_hold(tmp_path: Path) -> None:
     folder, stored = tmp_path / "pool", -1
     for lines in (1, 40, 173):

@@ -95,6 +95,7 @@ def test_a_shared_hash_never_returns_another_keys_trace(
             assert reader.get(("q", 0, 0)) is None
 
 
+@pytest.mark.slow
 def test_a_trace_takes_a_few_dozen_bytes_of_memory(tmp_path: Path) -> None:
     count = 40_000
     with TracePool.open(tmp_path, write=True) as pool:

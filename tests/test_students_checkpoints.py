@@ -255,6 +255,7 @@ def test_the_best_checkpoint_is_the_student_also_after_an_interruption(
     assert any(note.startswith("stopped after") for note in told["notes"])
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_complete_checkpoint(
     tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(
     assert summary(tmp_path / "out")["resumed_from"] == 2
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_was_tried(
     tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

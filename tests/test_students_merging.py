@@ -80,6 +80,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
         averaging.average([tmp_path], small())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_student_is_the_mean_of_its_last_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -79,6 +79,7 @@ def test_it_is_the_mean_over_trained_tokens_and_moves_no_weight(base: Path, tmp_
     assert not (tmp_path / "with" / "out" / "validation").exists()
 
 
+@pytest.mark.slow
 def test_a_split_that_cannot_be_measured_is_a_note(base: Path, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     data = tiny_students.dataset(tmp_path / "x" / "dataset.jsonl", 9)
