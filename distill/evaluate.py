@@ -39,13 +39,11 @@ from distill.tasks.definitions import define, grading_for, limited, max_tokens_o
 
 if TYPE_CHECKING:
     from distill.harness import Outcome
+    from distill.stock import Stock
 
 __all__ = ["ModelRef", "main", "run_evaluation"]
 
 log = logging.getLogger(__name__)
-
-STOCK_ROLES = ("base", "student")
-"""Who is also asked lm-eval's own tasks, which come with prompts of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +158,12 @@ class Evaluator:
     ) -> None:
         self.evaluation, self.plans, self.tally = evaluation, plans, tally
         self.seed, self.pool_root, self.folder = seed, pool_root, folder
-        self.stock = [spec.name for spec in evaluation.tasks if define(spec) is None]
-        self.loaded: dict[str, Any] = {}
+        self.stock = [spec for spec in evaluation.tasks if define(spec) is None]
+        self.loaded: Stock | None = None
         self.rows: list[dict[str, Any]] = []
         self.identities: dict[str, str] = {}
         self.lm_eval: dict[str, dict[str, dict[str, Any]]] = {}
+        self.lm_eval_settings: dict[str, dict[str, Any]] = {}
         self.judges: dict[str, Judge] = {}
         self.measures = Measures()
         self._stack = ExitStack()
@@ -181,6 +180,8 @@ class Evaluator:
 
     def run(self, ref: ModelRef) -> None:
         """Load one model, ask it everything, free it."""
+        from distill.stock import score_model
+
         begun = time.monotonic()
         engine = build_engine(ref, self.folder)
         self.identities[ref.role] = engine.identity
@@ -196,11 +197,15 @@ class Evaluator:
             _free_memory()
         for text in [*outcome.notes, *happened]:
             self.tally.note(f"{ref.role}: {text}")
+        if self.loaded is not None and self.loaded.scored and not ref.prefix:
+            # lm-eval loads the weights itself: the engine has given its memory back.
+            score_model(ref, self.loaded, outcome, seed=self.seed, note=self.tally.note)
+            _free_memory()
         self._keep(ref.role, outcome)
         self.tally.seconds_by_model[ref.role] = round(time.monotonic() - begun, 3)
 
     def _ask(self, ref: ModelRef, engine: Any) -> Outcome:
-        from distill import harness
+        from distill import harness, stock
 
         def ask(problems: Sequence[Problem], sampling: Sampling) -> Iterable[Trace]:
             with Progress(f"evaluate {ref.role}", None, "answers") as progress:
@@ -215,7 +220,9 @@ class Evaluator:
             self._count(ref.role, found.summary, found.failures)
             return found.traces
 
-        lm = harness.SamplerLM(ask, limit=self.evaluation.max_tokens, name=ref.name)
+        asked = self.evaluation
+        settings = Sampling(n=1, temperature=asked.temperature, top_p=asked.top_p)
+        lm = harness.SamplerLM(ask, limit=asked.max_tokens, name=ref.name, settings=settings)
         tasks = {
             plan.name: harness.ProblemTask(
                 plan.name,
@@ -227,14 +234,26 @@ class Evaluator:
             for plan in self.plans
         }
         outcome = harness.evaluate_problems(lm, tasks) if tasks else harness.Outcome()
-        if self.stock and ref.role in STOCK_ROLES:
-            if not self.loaded:
-                self.loaded = harness.load_stock(self.stock)
-            outcome.results |= harness.evaluate_stock(
-                lm, self.loaded, model=ref.path, revision=ref.revision, seed=self.seed
-            ).results
+        if self.stock and not ref.prefix:
+            sampled = stock.sample_stock(lm, self._stock(), seed=self.seed)
+            outcome.results |= sampled.results
+            outcome.settings |= sampled.settings
         outcome.notes = lm.notes
         return outcome
+
+    def _stock(self) -> Stock:
+        """lm-eval's own tasks of this evaluation, loaded once."""
+        from distill.stock import Asked, load_stock
+
+        if self.loaded is None:
+            asked = self.evaluation
+            self.loaded = load_stock(
+                {
+                    spec.name: Asked(samples_of(spec, asked), spec.limit or asked.limit)
+                    for spec in self.stock
+                }
+            )
+        return self.loaded
 
     def _count(self, role: str, summary: Mapping[str, Any], failures: Sequence[Any]) -> None:
         self.tally.bought += summary["bought"]
@@ -249,6 +268,7 @@ class Evaluator:
 
     def _keep(self, role: str, outcome: Outcome) -> None:
         self.lm_eval[role] = outcome.results
+        self.lm_eval_settings |= outcome.settings
         for task, graded in outcome.graded.items():
             flags: Counter[str] = Counter()
             for one in graded:
@@ -272,7 +292,9 @@ class Evaluator:
             self.tally.note(text)
         scores.adjust(tasks)
         asked = self.evaluation
-        stock = dict.fromkeys(n for found in self.lm_eval.values() for n in found if n not in tasks)
+        foreign = dict.fromkeys(
+            n for found in self.lm_eval.values() for n in found if n not in tasks
+        )
         return {
             "settings": {
                 "temperature": asked.temperature,
@@ -294,8 +316,9 @@ class Evaluator:
             "tasks": tasks,
             "lm_eval": {
                 name: {role: f[name] for role, f in self.lm_eval.items() if name in f}
-                for name in stock
+                for name in foreign
             },
+            "lm_eval_settings": self.lm_eval_settings,
             "headline": scores.headline(tasks),
             "notes": self.tally.notes,
         }

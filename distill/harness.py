@@ -1,10 +1,11 @@
 """lm-eval as the evaluation's harness: our tasks as its tasks, our sampler as its model.
 
-The only file that imports lm_eval (0.4.13). Its traps, and what is done about them here: of k
-repeats its default filter keeps the first (`GradeFilter` keeps all and grades them in one
-batch); sampled outputs are never cached (`SamplerLM` samples through the trace pool, so an
-evaluation that was killed goes on); stop strings cut thinking (they are applied to the answer
-only); an unfinished chain is scored as if it were an answer (it is an empty one).
+The only file that imports lm_eval (0.4.13) but for `stock.py`, which has its own tasks. Its traps,
+and what is done about them here: of k repeats its default filter keeps the first (`GradeFilter`
+keeps all and grades them in one batch); sampled outputs are never cached (`SamplerLM` samples
+through the trace pool, so an evaluation that was killed goes on); stop strings cut thinking (they
+are applied to the answer only); an unfinished chain is scored as if it were an answer (it is an
+empty one).
 """
 
 from __future__ import annotations
@@ -162,16 +163,40 @@ class ProblemTask(Task):
 class SamplerLM(LM):
     """An lm-eval model whose answers are sampled through the trace pool.
 
-    `ask` samples; `limit` is the token limit of lm-eval's own tasks. Repeats of one
-    request are the samples 0, 1, ... of one problem, whose id is the hash of the messages.
+    `ask` samples; `limit` is the token limit of lm-eval's own tasks, which are sampled with
+    `settings`, or without any as they say themselves. Repeats of one request are the samples
+    0, 1, ... of one problem, whose id is the hash of the messages. `repeats` runs over the same
+    tasks get the next ones each, the one of number `turn` its share of them.
     """
 
-    def __init__(self, ask: Ask, *, limit: int, name: str = "") -> None:
+    def __init__(
+        self, ask: Ask, *, limit: int, name: str = "", settings: Sampling | None = None
+    ) -> None:
         super().__init__()
         self.ask = ask
         self.limit = limit
         self.name = name
+        self.settings = settings
+        self.repeats, self.turn = 1, 0
         self.notes: list[str] = []
+        self._found: dict[tuple[str, str, int], Trace] = {}
+
+    def told(self) -> dict[str, Any]:
+        """The settings of lm-eval's own tasks, for the report."""
+        given = self.settings
+        return {
+            "backend": "sampled",
+            "max_tokens": self.limit,
+            "temperature": given.temperature if given else None,
+            "top_p": given.top_p if given else None,
+        }
+
+    def varies(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether a second answer to these tasks of lm-eval could differ from the first."""
+        if self.settings is not None:
+            return self.settings.temperature > 0
+        kwargs = [task.config.generation_kwargs or {} for task in chosen.values()]
+        return any(g.get("do_sample", g.get("temperature", 0) > 0) for g in kwargs)
 
     @property
     def tokenizer_name(self) -> str:
@@ -196,15 +221,17 @@ class SamplerLM(LM):
             key = (str(context), json.dumps(self._sampling(request).identity(), sort_keys=True))
             places.append((key, wanted[key], request, asked))
             wanted[key] += 1
-        found: dict[tuple[str, str, int], Trace] = {}
-        for (sampling, count), problems in batches(wanted).items():
-            plan = Sampling(**{**json.loads(sampling), "n": count})
-            for trace in self.ask(list(problems.values()), plan):
-                found[(sampling, trace.problem_id, trace.index)] = trace
+        if self.turn == 0:
+            self._found = {}
+            for (sampling, count), problems in batches(wanted).items():
+                plan = Sampling(**{**json.loads(sampling), "n": count * self.repeats})
+                for trace in self.ask(list(problems.values()), plan):
+                    self._found[(sampling, trace.problem_id, trace.index)] = trace
         answers: list[str] = []
-        for (context, sampling), index, request, asked in places:
+        for (context, sampling), occurrence, request, asked in places:
             problem = as_problem(context)
-            trace = found.get((sampling, problem.id, index)) or Trace(
+            index = self.turn * wanted[context, sampling] + occurrence
+            trace = self._found.get((sampling, problem.id, index)) or Trace(
                 problem_id=problem.id, index=index, finish_reason="failed"
             )
             text = trace.text if _is_ours(request) else spoken(trace, asked.get("until") or ())
@@ -219,6 +246,8 @@ class SamplerLM(LM):
     def _sampling(self, request: Instance) -> Sampling:
         asked = dict(request.args[1])
         ours = _is_ours(request)
+        if self.settings is not None and not ours:
+            return self.settings.model_copy(update={"n": 1, "max_tokens": self.limit, "stop": []})
         greedy = not asked.get("do_sample", asked.get("temperature", 0) > 0)
         # The limits of lm-eval's own tasks are for models that do not think.
         limit = int(asked["max_gen_toks"]) if ours else self.limit
@@ -234,78 +263,25 @@ class SamplerLM(LM):
 
 @dataclass(slots=True)
 class Outcome:
-    """What one model did: our tasks' samples, and lm-eval's own numbers for every task."""
+    """What one model did: our tasks' samples, and lm-eval's own numbers for every task.
+
+    `settings` say how each of lm-eval's own tasks was asked.
+    """
 
     graded: dict[str, list[Graded]] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def evaluate_problems(lm: SamplerLM, ours: Mapping[str, ProblemTask]) -> Outcome:
     """Run our tasks through lm-eval's evaluator. It blocks; call it in a process of its own."""
-    _quiet()
+    quiet()
     found = evaluator.evaluate(
         lm, {"tasks": dict(ours)}, bootstrap_iters=1, log_samples=False, apply_chat_template=True
     )
-    return Outcome(
-        {name: task.graded for name, task in ours.items()}, _plain(found["results"]), lm.notes
-    )
-
-
-def load_stock(names: Sequence[str], *, include: Path | None = None) -> dict[str, Any]:
-    """lm-eval's own tasks and groups by name; with `include`, the tasks of that folder instead.
-
-    Raises DataError where their data cannot be had.
-    """
-    _quiet()
-    try:
-        manager = tasks.TaskManager(include_path=include, include_defaults=include is None)
-        return dict(manager.load(list(names)))
-    except Exception as error:  # lm-eval and `datasets` raise whatever the hub client raises
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise DataError(
-            f"lm-eval cannot load {', '.join(names)}: {reason}",
-            "its data comes from the hub: run once with a connection, or name a local file",
-        ) from error
-
-
-def evaluate_stock(
-    lm: SamplerLM, loaded: Mapping[str, Any], *, model: str, revision: str | None, seed: int
-) -> Outcome:
-    """Run tasks of `load_stock`: generative ones sampled by `lm`, others by lm-eval's `hf` model.
-
-    Log-likelihood tasks are asked without a chat template, as they are published.
-    """
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed)
-    outcome = Outcome(notes=lm.notes)
-    for sampled in (True, False):
-        chosen = {
-            name: task
-            for name, task in loaded["tasks"].items()
-            if (task.OUTPUT_TYPE == "generate_until") == sampled
-        }
-        if not chosen:
-            continue
-        # A group of which only a part runs here has no average.
-        groups = loaded["groups"] if len(chosen) == len(loaded["tasks"]) else {}
-        found = evaluator.evaluate(
-            lm if sampled else _scoring_model(model, revision),
-            {"tasks": chosen, "groups": groups},
-            bootstrap_iters=1000,
-            log_samples=False,
-            apply_chat_template=sampled,
-        )
-        outcome.results |= _plain({**found["results"], **found.get("groups", {})})
-    return outcome
-
-
-def _scoring_model(model: str, revision: str | None) -> LM:
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return HFLM(pretrained=model, revision=revision or "main", batch_size=8, device=device)
+    graded = {name: task.graded for name, task in ours.items()}
+    return Outcome(graded, plain_numbers(found["results"]), notes=lm.notes)
 
 
 def not_in_lm_eval(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -320,7 +296,7 @@ def not_in_lm_eval(names: Sequence[str]) -> tuple[list[str], list[str]]:
         wanted -= set(line.findall(path.read_text(encoding="utf-8", errors="replace")))
         if not wanted:
             return [], []
-    _quiet()
+    quiet()
     known = set(tasks.TaskManager().all_tasks)
     return [name for name in names if name not in known], sorted(known)
 
@@ -336,7 +312,7 @@ def _without_failures(trace: Trace, grade: Grade) -> Grade:
     return Grade(outcome="error", grader=grade.grader, detail="the model gave no answer")
 
 
-def _plain(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def plain_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """lm-eval's numbers without its labels; a standard error it could not compute is None."""
     return {
         name: {
@@ -348,5 +324,6 @@ def _plain(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
     }
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """lm-eval's warnings are meant for its own command line."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
