@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distill import harness, scores
+from distill import harness, scores, stock
 from distill.errors import DataError, DistillError, UsageError
 from distill.evaluate import ModelRef, main, plan_tasks, run_evaluation
 from distill.fewshot import STOP, as_question, fewshot_prefix
@@ -507,15 +507,20 @@ def test_lm_evals_own_tasks_generate_through_the_sampler_and_score_without_it(
             text = f"<think>\n{a}! {b}!\n</think>\n\n{a + b}! Really!"
             yield Trace(problem_id=p.id, index=0, text=text)
 
-    loaded = harness.load_stock(list(fill), include=place)
+    loaded = stock.load_stock(dict.fromkeys(fill, stock.Asked(3)), include=place)
     lm = harness.SamplerLM(ask, limit=99)
-    outcome = harness.evaluate_stock(lm, loaded, model=real["base"], revision=None, seed=0)
+    outcome = stock.sample_stock(lm, loaded, seed=0)
+    ref = ModelRef(role="base", path=real["base"])
+    stock.score_model(ref, loaded, outcome, seed=0, note=pytest.fail)
     assert outcome.results["said"]["exact_match,none"] == 1.0
     assert 0 <= outcome.results["chosen"]["acc,none"] <= 1
+    # What the task itself asks for is greedy, of which more than one answer is a waste.
+    assert outcome.settings["said"]["samples"] == outcome.settings["chosen"]["samples"] == 1
+    assert outcome.settings["chosen"]["backend"] == "lm-eval hf"
     ((count, sampling),) = asked
     assert (count, sampling.max_tokens, sampling.temperature, sampling.stop) == (3, 99, 0, [])
     with pytest.raises(DataError, match="cannot load absent"):
-        harness.load_stock(["absent"], include=place)
+        stock.load_stock({"absent": stock.Asked()}, include=place)
 
 
 @pytest.mark.slow
