@@ -242,6 +242,7 @@ def test_a_budget_of_tokens_is_spread_in_rounds_and_ends_the_step(
     assert again.asked == []
 
 
+@pytest.mark.slow
 def test_both_ways_of_asking_spend_a_budget_alike(tmp_path: Path) -> None:
     problems = coins(RATES * 6)
     runs = [

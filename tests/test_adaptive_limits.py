@@ -243,6 +243,7 @@ def test_chains_that_run_long_because_they_are_lost_cost_less(tmp_path: Path) ->
     assert grown.summary["completion_tokens"] < 0.7 * plain.summary["completion_tokens"]
 
 
+@pytest.mark.slow
 def test_all_ways_of_asking_continue_the_same(tmp_path: Path) -> None:
     problems = coins([0.1, 0.3, 0.7, 1.0] * 5)
     asked = {"limits": [12, 24], "max_tokens": 60, "want": 3, "max": 8}

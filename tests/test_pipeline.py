@@ -124,6 +124,7 @@ def test_raising_n_buys_only_the_new_samples(tmp_path: Path) -> None:
     assert [t.index for t in traces[:5]] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_other_sampling_parameters_are_other_traces(tmp_path: Path) -> None:
     select(tmp_path, Counting())
     teacher = Counting()
@@ -132,6 +133,7 @@ def test_other_sampling_parameters_are_other_traces(tmp_path: Path) -> None:
     assert len(list((tmp_path / "r" / "pool").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_step_is_made_again_from_the_pool(tmp_path: Path) -> None:
     record = select(tmp_path, Counting())
     traces = folder(tmp_path, record, "sample") / "traces.jsonl"

@@ -63,6 +63,7 @@ def test_an_easier_mix_and_one_trace_wanted_cost_less() -> None:
     assert expected(one, 1000, easy).tokens < expected(four, 1000, easy).tokens
 
 
+@pytest.mark.slow
 def test_a_budget_bounds_the_plan() -> None:
     plan = recipe("sampling.want=1", "sampling.budget_tokens=200000000")
     found = expected(plan, 40_000, default_basis(plan))

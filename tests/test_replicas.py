@@ -412,6 +412,7 @@ def test_sampling_survives_a_replica_that_is_killed(
     assert "exit code 137" in engine.notes[0]
 
 
+@pytest.mark.slow
 def test_with_no_server_left_sampling_ends_with_the_reason(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,6 +236,7 @@ def test_several_servers_share_and_a_dead_one_is_left_out(
     assert "no server at" in caplog.text
 
 
+@pytest.mark.slow
 def test_more_than_a_hundred_requests_at_once() -> None:
     with FakeServer(lambda _: sse([0.5, chunk({"content": "3"}, "stop")])) as server:
         found = complete(teacher(server, timeout_s=30), *[ask() for _ in range(150)])
