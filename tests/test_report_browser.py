@@ -200,7 +200,9 @@ def test_it_prints_whole(browser: Any, page: str) -> None:
     look(browser, page, 680)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     # Folded text is on paper, and no table is wider than the paper (A4 within its margins).
-    hidden = "[...document.querySelectorAll('details pre')].filter(p => !p.offsetHeight).length"
+    hidden = (
+        "[...document.querySelectorAll('details pre')].filter(p => !p.checkVisibility()).length"
+    )
     assert ask(browser, "document.querySelectorAll('details pre').length") > 5
     assert ask(browser, hidden) == 0
     wide = (

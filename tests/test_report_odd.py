@@ -74,7 +74,7 @@ def test_any_evaluation_has_a_clear_report(name: str, tmp_path: Path) -> None:
         "some trained on": "3 of 8 problems overlap with the training set.",
         "all trained on": "8 of 8 problems overlap with the training set: there is no score",
         "nobody looked": "Nobody looked whether its problems overlap with the training set.",
-        "two tasks": "Gains on the other tasks: aime24",
+        "two tasks": "Gains on the other tasks: aime24 +25.0",
     }.get(name, "0 of 8 problems overlap with the training set.")
     assert expected in text
 
@@ -153,7 +153,8 @@ def test_subjects_have_rows_and_two_tasks_corrected_p(tmp_path: Path) -> None:
     assert [(g["name"], g["problems"]) for g in subjects] == [("algebra", 4), ("geometry", 4)]
     assert all(g["interval"] for g in subjects)
     text = shown(numbers)
-    assert "corrected for all tasks" in text
+    assert "p, corrected for all tasks" in text
+    assert "All tasks: the student against the stronger row of its base" in text
     assert "heldout by subject" in text
 
 
@@ -166,7 +167,7 @@ def test_published_students_of_the_same_base_stand_beside_ours(tmp_path: Path) -
     assert rows[0]["same_base"]
     assert (rows[0]["pass@1"], rows[0]["cons@64"]) == (0.289, 0.527)
     assert rows[0]["differs"] == [
-        "tokens 32,768, here 2,048",
+        "token limit 32,768, here 2,048",
         "k = 64, here 2",
         "30 problems, here 8",
     ]

@@ -14,7 +14,7 @@ import yaml
 
 from distill.report.words import count, plural
 
-SETTINGS = (("temperature", "temperature"), ("top_p", "top-p"), ("max_tokens", "tokens"))
+SETTINGS = (("temperature", "temperature"), ("top_p", "top-p"), ("max_tokens", "token limit"))
 """Key of a source and of the evaluation's settings, and its name in a sentence."""
 FALLBACK = "r1"
 """Whose students are shown where nobody published one of this base."""

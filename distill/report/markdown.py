@@ -80,6 +80,7 @@ def _results(n: Mapping[str, Any]) -> list[str]:
         parts.append(escape(text))
     if say.asked(evaluation):
         parts.append(escape(f"How they were asked: {say.asked(evaluation)}."))
+    parts.append(table(result_tables.tasks_table(evaluation)))
     for name, task in evaluation["tasks"].items():
         parts.append(f"### {escape(name)} ({words.plural(task['problems'], 'problem')})")
         parts += _task(name, task)

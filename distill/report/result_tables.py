@@ -19,6 +19,31 @@ from distill.report.words import (
 )
 
 
+def tasks_table(evaluation: Numbers) -> Table | None:
+    """One row for each of several tasks: the student against the stronger row of its base."""
+    rows = []
+    for name, task in evaluation["tasks"].items():
+        against = task["against"]
+        found = task["differences"].get(f"student-{against}") or {}
+        rates = {m["role"]: m.get("pass@1") for m in task["models"]}
+        rows.append(
+            [
+                name,
+                count(task["problems"]),
+                percent(rates.get(against)),
+                percent(rates.get("student")),
+                points(found.get("difference")),
+                bounds(found.get("interval"), signed=True),
+                p_value(found.get("p_adjusted")),
+                count(found.get("better")),
+                count(found.get("worse")),
+            ]
+        )
+    columns = ["task", "problems", "base", "student", "points", "95% interval"]
+    columns += ["p, corrected for all tasks", "better", "worse"]
+    return measured(columns, rows) if len(rows) > 1 else None
+
+
 def differences_table(task: Numbers) -> Table | None:
     """Paired differences on the same problems, in points; corrected p-values of several tasks."""
     found = task["differences"]
@@ -37,7 +62,13 @@ def differences_table(task: Numbers) -> Table | None:
         ]
         for name, d in found.items()
     ]
-    columns = ["difference", "points", "95% interval", "sign-flip test", "corrected for all tasks"]
+    columns = [
+        "difference",
+        "points",
+        "95% interval",
+        "sign-flip test",
+        "p, corrected for all tasks",
+    ]
     columns += ["detectable", "better", "worse", "same"]
     return measured(columns, rows) if rows else None
 

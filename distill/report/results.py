@@ -92,8 +92,8 @@ def headline(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[
             continue
         rates = {m["role"]: m.get("pass@1") for m in tasks[name]["models"]}
         found = differences[f"student-{against}"]
-        keys = ("interval", "p", "p_adjusted", "detectable", "format", "reasoning")
-        keys += ("better", "worse", "same")
+        keys = ["interval", "p", "p_adjusted", "detectable", "format", "reasoning"]
+        keys += ["better", "worse", "same"]
         return {
             "task": name,
             "problems": found.get("problems", tasks[name]["judged"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.report.words import (
@@ -42,6 +42,11 @@ def title(numbers: Numbers) -> str:
 def short_name(model: str) -> str:
     """The last part of a hub name or path: deepseek-ai/DeepSeek-R1 -> DeepSeek-R1."""
     return model.rstrip("/").split("/")[-1]
+
+
+def _span(interval: Sequence[float] | None) -> str:
+    """An interval of differences that no line is broken in."""
+    return bounds(interval, signed=True).replace(" ", "\u00a0")
 
 
 def clear(lead: Numbers | None) -> bool:
@@ -91,7 +96,7 @@ def against_others(lead: Numbers | None) -> str:
         )
     parts += [
         f"Against the {role_name(role)}: {points(other.get('difference'))} points "
-        f"({bounds(other.get('interval'), signed=True)})."
+        f"({_span(other.get('interval'))})."
         for role, other in lead["others"].items()
     ]
     return " ".join(parts)
@@ -105,8 +110,8 @@ def other_tasks(numbers: Numbers) -> str:
     for name, task in numbers["evaluation"]["tasks"].items():
         found = task["differences"].get(f"student-{task['against']}") or {}
         if name != lead["task"] and found.get("difference") is not None:
-            interval = bounds(found.get("interval"), signed=True)
-            parts.append(f"{name} {points(found['difference'])} ({interval})")
+            gain = f"{points(found['difference'])} ({_span(found.get('interval'))})"
+            parts.append(f"{name} {gain}")
     return f"Gains on the other tasks: {', '.join(parts)}." if parts else ""
 
 
