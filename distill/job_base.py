@@ -23,7 +23,7 @@ VERSIONS = {
     "tasks": "1",
     "filter": "2",
     "select": "3",
-    "train": "1",
+    "train": "2",
     "merge": "1",
     "evaluate": "2",
 }

@@ -38,7 +38,7 @@ class SFT:
     `train.keep: best` or `train.early_stop` go by it.
     """
 
-    version = "1"
+    version = "2"
 
     def train(self, dataset: Path, out: Path, config: Mapping[str, Any]) -> Path:
         """Train on `dataset` (JSONL rows `{"messages": [...]}`) and return `out/student`.
