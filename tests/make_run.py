@@ -24,6 +24,15 @@ STEPS = ("problems", "sample", "grade", "tasks", "filter", "select", "train", "e
 FILTERS = ("truncated", "correct", "format", "length", "repetition", "duplicates", "overlap")
 SKILL = {"easy": 0.9, "medium": 0.65, "hard": 0.35}
 ROLES = {"base": 0.2, "base-best": 0.35, "student": 0.72, "teacher": 0.97}
+TEXT: dict[str, Any] = {
+    "answers": 60,
+    "tokens": {"p10": 40, "p50": 180, "p90": 330, "p99": 360, "max": 371},
+    "truncated": 0.1,
+    "unfinished_thinking": 0.1,
+    "without_thinking": 0.0,
+    "mixed_languages": 0.0,
+}
+"""What distill.measures says of one model's answers."""
 HOSTILE = "</pre></script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>"
 
 
@@ -357,6 +366,8 @@ class _Maker:
         }
         write_jsonl(folder / "samples.jsonl", (row for mine in rows.values() for row in mine))
         tasks = {"heldout": scores.score_task(self.heldout, rows, samples=k, seed=0)}
+        for role, model in tasks["heldout"]["models"].items():
+            model["text"] = {**TEXT, "repetitive": 0.05 if role == "base" else 0.0}
         tasks["heldout"]["contamination"] = {"overlapping": 0, "problems": len(self.heldout)}
         scores.adjust(tasks)
         results = {

@@ -87,3 +87,25 @@ def test_accuracy_against_tokens_is_drawn_and_told(report: Report) -> None:
     assert (found.rows[2][0], last) == ("student", words.percent(student["pass@1"]))
     assert f"| student | {' | '.join(found.rows[2][1:])} |" in read(report, "report.md")
     assert "0 of 15 problems overlap with the training set." in page
+
+
+def test_what_answers_look_like_is_a_table(report: Report) -> None:
+    text = read(report, "report.md")
+    assert "| base | 40 | 180 | 330 | 371 | 10.0% | 10.0% | 0.0% | 5.0% | 0.0% |" in text
+    assert "thinking never ended" in read(report, "report.html")
+    task = report.numbers["evaluation"]["tasks"]["heldout"]
+    bare = [{k: v for k, v in m.items() if k != "text"} for m in task["models"]]
+    assert result_tables.answers_table({**task, "models": bare}) is None
+
+
+def test_tasks_of_lm_eval_say_how_they_were_asked() -> None:
+    row = {"task": "mmlu", "metric": "acc", "values": {"base": 0.5}, "stderr": {"base": 0.01}}
+    settings = {"backend": "lm-eval hf", "samples": 1, "fewshot": 5, "limit": 100}
+    found = result_tables.lm_eval_table({"lm_eval": [{**row, "settings": settings}]})
+    assert found is not None
+    assert found.rows == [
+        ["mmlu", "acc", "0.500 ± 0.010", "lm-eval hf, 5 examples, 100 problems at most"]
+    ]
+    plain = result_tables.lm_eval_table({"lm_eval": [{**row, "settings": {}}]})
+    assert plain is not None
+    assert plain.columns == ["task", "metric", "base"]

@@ -93,6 +93,8 @@ def _task(name: str, task: Mapping[str, Any]) -> list[str]:
     parts += [escape(say.overlap(task)), table(result_tables.clean_table(task))]
     parts += [table(result_tables.differences_table(task)), escape(say.seen(task))]
     parts.append(table(result_tables.parts_table(task)))
+    if found := result_tables.answers_table(task):
+        parts += ["What the answers look like (lengths in tokens):", table(found)]
     if found := result_tables.tokens_table(task):
         parts += ["pass@1 if every answer had to end within so many tokens:", table(found)]
     parts += [table(result_tables.groups_table(task, kind)) for kind in KINDS]

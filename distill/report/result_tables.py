@@ -12,6 +12,7 @@ from distill.report.words import (
     decimal,
     p_value,
     percent,
+    plural,
     points,
     role_name,
     shorten,
@@ -126,6 +127,23 @@ def groups_table(task: Numbers, kind: str) -> Table | None:
     return measured(columns, rows)
 
 
+def answers_table(task: Numbers) -> Table | None:
+    """What each model's answers look like: lengths in tokens, and how many are odd in which way."""
+    shares = ("truncated", "unfinished_thinking", "without_thinking", "repetitive")
+    rows = []
+    for m in task["models"]:
+        text = m.get("text") or {}
+        tokens = text.get("tokens") or {}
+        lengths = [count(tokens.get(key)) for key in ("p10", "p50", "p90", "max")]
+        odd = [percent(text.get(key)) for key in (*shares, "mixed_languages")]
+        rows.append([role_name(m["role"]), *lengths, *odd])
+    columns = ["model", "10%", "median", "90%", "longest", "cut off", "thinking never ended"]
+    columns += ["without thinking", "repetitive", "mixed languages"]
+    known = any((m.get("text") or {}).get("answers") for m in task["models"])
+    strong = frozenset(i for i, m in enumerate(task["models"]) if m["role"] == "student")
+    return measured(columns, rows, strong) if known else None
+
+
 def lm_eval_table(evaluation: Numbers) -> Table | None:
     """lm-eval's own tasks, as it scored them, with its standard errors."""
     found = evaluation.get("lm_eval") or []
@@ -135,9 +153,33 @@ def lm_eval_table(evaluation: Numbers) -> Table | None:
         value, error = row["values"].get(role), row["stderr"].get(role)
         return decimal(value) + (f" ± {decimal(error)}" if error is not None else "")
 
-    rows = [[row["task"], row["metric"], *(cell(row, role) for role in roles)] for row in found]
-    columns = ["task", "metric", *map(role_name, roles)]
-    return Table(columns, rows, numeric=frozenset(range(2, len(columns)))) if rows else None
+    told = any(row["settings"] for row in found)
+    rows = [
+        [
+            row["task"],
+            row["metric"],
+            *(cell(row, role) for role in roles),
+            *([_asked(row["settings"])] if told else []),
+        ]
+        for row in found
+    ]
+    columns = ["task", "metric", *map(role_name, roles), *(["asked"] if told else [])]
+    numeric = frozenset(range(2, 2 + len(roles)))
+    return Table(columns, rows, numeric=numeric) if rows else None
+
+
+def _asked(settings: Numbers) -> str:
+    """How lm-eval's own task was asked, where the evaluation says so."""
+    if not settings:
+        return ""
+    parts = [str(settings.get("backend") or "")]
+    if (settings.get("samples") or 1) > 1:
+        parts.append(f"mean of {count(settings['samples'])}")
+    if settings.get("fewshot") is not None:
+        parts.append(plural(settings["fewshot"], "example"))
+    if settings.get("limit"):
+        parts.append(f"{count(settings['limit'])} problems at most")
+    return ", ".join(part for part in parts if part)
 
 
 def changes_table(rows: Sequence[Numbers], against: str | None) -> Table | None:

@@ -74,7 +74,7 @@ def read_results(
         "settings": settings,
         "asked": asked,
         "tasks": tasks,
-        "lm_eval": _foreign(results.get("lm_eval") or {}),
+        "lm_eval": _foreign(results.get("lm_eval") or {}, results.get("lm_eval_settings") or {}),
     }
 
 
@@ -124,8 +124,11 @@ def _stronger_base(models: Mapping[str, Any], differences: Mapping[str, Any]) ->
     return max(known, key=lambda role: rates[role] or 0.0)
 
 
-def _foreign(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """lm-eval's own tasks: one row for each metric, a value and its standard error by role."""
+def _foreign(found: Mapping[str, Any], told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """lm-eval's own tasks: one row for each metric, a value and its standard error by role.
+
+    `told` says how each task was asked.
+    """
     rows: list[dict[str, Any]] = []
     for task, roles in found.items():
         metrics = dict.fromkeys(
@@ -139,7 +142,8 @@ def _foreign(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             error = f"{name}_stderr,{kind}" if kind else f"{name}_stderr"
             values = {role: numbers.get(metric) for role, numbers in roles.items()}
             errors = {role: numbers.get(error) for role, numbers in roles.items()}
-            rows.append({"task": task, "metric": name, "values": values, "stderr": errors})
+            row = {"task": task, "metric": name, "values": values, "stderr": errors}
+            rows.append({**row, "settings": told.get(task) or {}})
     return rows
 
 

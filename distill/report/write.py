@@ -28,6 +28,7 @@ class Report:
     def __str__(self) -> str:
         lines = [say.title(self.numbers), say.partial(self.numbers), say.headline(self.numbers)]
         lines.append(say.against_others(self.headline))
+        lines += [say.other_tasks(self.numbers), say.trained_on(self.numbers)]
         if self.student:
             lines.append(f"student  {self.student}")
         lines.append(f"report   {self.path}")
