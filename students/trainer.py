@@ -2,8 +2,8 @@
 
 One item of the data loader is one update: a list of micro-batches that together hold exactly
 `batch_size` examples. The loss is the mean over all trained tokens of the update, whatever the
-number of micro-batches and processes. Optimizer, schedule and DDP are the Trainer's; checkpoints and
-sharding are in saving.py and sharding.py.
+number of micro-batches and processes. Optimizer, schedule and DDP are the Trainer's; checkpoints
+and sharding are in saving.py and sharding.py.
 """
 
 from __future__ import annotations
