@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -313,10 +314,10 @@ def _without_failures(trace: Trace, grade: Grade) -> Grade:
 
 
 def plain_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """lm-eval's numbers without its labels; a standard error it could not compute is None."""
+    """lm-eval's numbers without its labels; what it could not compute is None."""
     return {
         name: {
-            key: None if value == "N/A" else value
+            key: None if value == "N/A" or not math.isfinite(value) else value
             for key, value in metrics.items()
             if isinstance(value, int | float) or value == "N/A"
         }
