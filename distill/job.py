@@ -255,7 +255,7 @@ class Job(TrainingJob):
         recipe = self.recipe
         asked = recipe.evaluate.identity()
         del asked["baselines"]
-        config = {
+        config: dict[str, Any] = {
             "evaluate": asked,
             "grading": rules_of(recipe.grading).identity(),
             "base": self._weights(self.base, recipe.student.revision),
