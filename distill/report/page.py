@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.report import charts, data_tables, downloads, result_tables, say, tables, words
 from distill.report.results import KINDS
 from distill.report.tables import Table
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 KEY_FILES = (".safetensors", "problems.jsonl", "traces.jsonl", "dataset.jsonl", "results.json")
 """Files whose hash is worth a line on the page."""
@@ -36,21 +40,29 @@ def render_page(numbers: Mapping[str, Any]) -> str:
 
 def render(template: str, *, charts: Mapping[str, str], **values: Any) -> str:
     """A page of ours: `charts` are inserted as markup, everything else is escaped."""
+    from markupsafe import Markup
+
+    drawn = {name: Markup(svg) for name, svg in charts.items()}
+    return str(_environment().get_template(template).render(charts=drawn, **values))
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once: that takes longer than a page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("distill.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(say=say, words=words)
-    environment.globals.update(tables=tables, data_tables=data_tables, result_tables=result_tables)
     style = resources.files("distill.report").joinpath("style.css").read_text(encoding="utf-8")
-    drawn = {name: Markup(svg) for name, svg in charts.items()}
-    return environment.get_template(template).render(style=Markup(style), charts=drawn, **values)
+    found.globals.update(style=Markup(style), say=say, words=words)
+    found.globals.update(tables=tables, data_tables=data_tables, result_tables=result_tables)
+    return found
 
 
 def draw(numbers: Mapping[str, Any]) -> dict[str, str]:
