@@ -38,6 +38,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return write_report(make_run(tmp_path_factory.mktemp("runs"), hostile=True))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without charts: drawing takes most of the time and is tested elsewhere."""
+    nothing = dict.fromkeys(("results", "rates", "lengths", "loss"), "")
+    monkeypatch.setattr("distill.report.page.draw", lambda numbers: nothing)
+
+
 class Elements(HTMLParser):
     """Names and attributes of all elements, their ids, and tags that cross each other."""
 
@@ -235,6 +242,7 @@ def test_groups_have_paired_intervals(report: Report) -> None:
         assert group["interval"][0] <= group["difference"] <= group["interval"][1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_clear_difference_is_said(tmp_path: Path) -> None:
     found = write_report(make_run(tmp_path, roles={"base": 0.5, "student": 0.5}, problems=40))
     assert "The interval includes zero" in str(found)
@@ -306,12 +314,8 @@ def test_same_run_same_bytes(report: Report) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 6, 7])
-def test_any_part_of_a_run_gives_a_report(
-    tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Drawing takes most of the time and is tested elsewhere.
-    nothing = dict.fromkeys(("results", "rates", "lengths", "loss"), "")
-    monkeypatch.setattr("distill.report.page.draw", lambda numbers: nothing)
+@pytest.mark.usefixtures("undrawn")
+def test_any_part_of_a_run_gives_a_report(tmp_path: Path, steps: int) -> None:
     found = collect(make_run(tmp_path, problems=8, steps=STEPS[:steps]))
     assert found["partial"]
     assert found["missing_steps"] == list(STEPS[steps:])
@@ -322,6 +326,7 @@ def test_any_part_of_a_run_gives_a_report(
     assert not Elements(page).crossed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_only_sampled(tmp_path: Path) -> None:
     found = write_report(make_run(tmp_path, problems=8, steps=STEPS[:2]))
     assert found.gain is found.interval is found.student is None
@@ -364,6 +369,7 @@ def test_without_run_json_the_error_helps(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nan_becomes_not_measured(tmp_path: Path) -> None:
     run = make_run(tmp_path, problems=8)
     path = tmp_path / "steps/train-pock00000000/summary.json"
@@ -377,6 +383,7 @@ def test_nan_becomes_not_measured(tmp_path: Path) -> None:
     json.loads(read(found, "report.json"), parse_constant=refuse)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_secrets_in_command_and_recipe_are_hidden(tmp_path: Path) -> None:
     run = make_run(tmp_path, problems=8)
     content = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -395,6 +402,7 @@ def test_report_in_a_notebook_and_on_a_terminal(report: Report) -> None:
     assert "<table>" in report._repr_html_()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_adaptive_sampling_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     path = tmp_path / "steps" / "sample-pock00000000" / "summary.json"

@@ -15,10 +15,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from distill.errors import DataError
-from distill.report import say
+from distill.report import cited, say
 from distill.report.build import collect
 from distill.report.markdown import render_markdown
 from distill.report.page import render_page
+from distill.tasks.definitions import known_tasks
 from tests.make_run import make_run
 from tests.odd_runs import EVALUATIONS, FILES, damaged, evaluated, unfinished
 
@@ -172,6 +173,18 @@ def test_published_students_of_the_same_base_stand_beside_ours(tmp_path: Path) -
         "30 problems, here 8",
     ]
     assert "temperature not stated" in rows[1]["differs"]
+
+
+def test_every_published_result_has_a_source_and_a_task_of_ours() -> None:
+    found = cited.published()
+    assert {row["source"] for row in found["results"]} == set(found["sources"])
+    for row in found["results"]:
+        source = found["sources"][row["source"]]
+        assert source["url"].startswith("https://")
+        assert set(row["scores"]) <= set(source["tasks"]) & set(known_tasks())
+        for scores in row["scores"].values():
+            assert set(scores) <= {"pass@1", "cons@64"}
+            assert all(0 < share < 100 for share in scores.values())
 
 
 def test_other_bases_are_shown_r1s_students_and_marked(tmp_path: Path) -> None:
