@@ -65,7 +65,7 @@ def test_any_evaluation_has_a_clear_report(name: str, tmp_path: Path) -> None:
         "without gold": "No problem of it has a reference answer, so nothing could be graded.",
         "half without gold": "4 problems have no reference answer and count nowhere.",
         "a base that says nothing": "No answer of the base could be graded: its score is zero",
-        "a student that says nothing": "No answer of the student could be graded",
+        "a student that says nothing": "Of the loss, −100.0 come from answering in a form that",
         "never finished": "100.0%",
         "all wrong": "The interval includes zero: this run does not show a difference.",
         "all right": "8 problems and 2 samples each that all agree nobody can say how small",

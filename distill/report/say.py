@@ -90,8 +90,9 @@ def against_others(lead: Numbers | None) -> str:
     parts = []
     parted = lead.get("format") is not None and lead.get("reasoning") is not None
     if parted and clear(lead):
+        what = "gain" if lead["gain"] > 0 else "loss"
         parts.append(
-            f"Of the gain, {points(lead['format'])} come from answering in a form that can be "
+            f"Of the {what}, {points(lead['format'])} come from answering in a form that can be "
             f"graded and {points(lead['reasoning'])} from being right more often when it is."
         )
     parts += [
