@@ -105,9 +105,9 @@ def sample_stock(lm: SamplerLM, stock: Stock, *, seed: int) -> Outcome:
             lm.turn, lm.repeats = turn, repeats
             runs.append(_run(lm, stock, chosen, asked, seed, template=True))
         lm.turn, lm.repeats = 0, 1
-        outcome.results |= averaged(runs)
+        numbers = averaged(runs)
         told = {"samples": repeats, "limit": asked.limit, **lm.told(), "chat_template": True}
-        outcome.settings |= {name: {**told, **_known(task)} for name, task in chosen.items()}
+        _add(outcome, numbers, chosen, told)
     return outcome
 
 
@@ -115,9 +115,9 @@ def score_stock(lm: LM, stock: Stock, *, backend: str, seed: int) -> Outcome:
     """Run the tasks that compare log-likelihoods, without a template: as they are published."""
     outcome = Outcome()
     for asked, chosen in stock.parts(generating=False):
-        outcome.results |= averaged([_run(lm, stock, chosen, asked, seed, template=False)])
+        numbers = averaged([_run(lm, stock, chosen, asked, seed, template=False)])
         told = {"samples": 1, "limit": asked.limit, "backend": backend, "chat_template": False}
-        outcome.settings |= {name: {**told, **_known(task)} for name, task in chosen.items()}
+        _add(outcome, numbers, chosen, told)
     return outcome
 
 
@@ -236,5 +236,19 @@ def _run(
     )
 
 
-def _known(task: Any) -> dict[str, Any]:
-    return {"version": task.VERSION, "fewshot": task.config.num_fewshot or 0}
+def _add(
+    outcome: Outcome,
+    numbers: Mapping[str, dict[str, Any]],
+    chosen: Mapping[str, Any],
+    told: Mapping[str, Any],
+) -> None:
+    """Numbers of tasks and groups, and how the tasks were asked; their sizes are no scores."""
+    sizes = {name: found.pop("sample_len", None) for name, found in numbers.items()}
+    outcome.results |= numbers
+    for name, task in chosen.items():
+        outcome.settings[name] = {
+            **told,
+            "problems": sizes[name],
+            "version": (task.config.metadata or {}).get("version"),
+            "fewshot": task.config.num_fewshot or 0,
+        }

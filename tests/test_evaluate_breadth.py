@@ -10,12 +10,15 @@ import pytest
 from pydantic import ValidationError
 
 from distill import scores, statistics
+from distill.errors import UsageError
 from distill.evaluate import ModelRef
+from distill.job import Job
 from distill.lineup import model_refs
 from distill.measures import Measures, quantiles
 from distill.recipe import Recipe
 from distill.records import Problem, write_jsonl
 from distill.schema import Evaluation
+from distill.step import Workspace
 from tests.test_evaluate import evaluate, fake, place, real, sums
 
 __all__ = ["place", "real"]
@@ -142,3 +145,30 @@ def test_a_baseline_is_asked_like_the_others(real: dict[str, Any]) -> None:
     assert "name" not in found["own"].spec
     assert isinstance(found["api"], ModelRef)
     assert found["api"].engine == "openai"
+
+
+def test_a_baselines_weights_and_template_are_identity(tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    asked = {"template": "own.jinja", "model": "other"}
+
+    def identity(engine: str = "transformers", **more: Any) -> dict[str, Any]:
+        recipe = Recipe.from_dict({"name": "mine", "student": {"base": "x/y"}})
+        recipe.evaluate = Evaluation(engine=engine, baselines=[{**asked, **more}])
+        job = Job(recipe, Workspace(tmp_path / "runs"))
+        job.folder = tmp_path
+        return job._baseline(recipe.evaluate.baselines[0])
+
+    with pytest.raises(UsageError, match="no such file"):
+        identity()
+    (tmp_path / "own.jinja").write_text("{{ messages[-1].content }}")
+    first = identity()
+    assert first == identity() == identity(engine="vllm") == identity(options={"batch_size": 2})
+    assert first != identity(name="renamed")
+    assert first != identity(template="student")
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    assert first != identity()
+    (tmp_path / "own.jinja").write_text("{{ messages[-1].content }}")
+    (folder / "config.json").write_text('{"changed": 1}')
+    assert first != identity()

@@ -136,7 +136,8 @@ def test_a_task_that_generates_is_run_k_times_over_stored_samples(local: Path) -
         assert numbers["exact_match_stderr,none"] == pytest.approx(error)
         told = outcome.settings[name]
         assert (told["samples"], told["temperature"], told["top_p"]) == (3, 0.6, 0.9)
-        assert (told["backend"], told["max_tokens"]) == ("sampled", 50)
+        assert (told["backend"], told["max_tokens"], told["problems"]) == ("sampled", 50, 4)
+        assert set(numbers) == {"exact_match,none", "exact_match_stderr,none"}
     assert outcome.results["both"]["exact_match,none"] == pytest.approx(sum(means) / 4)
     # Both tasks ask the same questions: they are one request of six samples, bought once.
     ((count, sampling),) = requests
