@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from distill import harness, stock
-from distill.errors import UsageError
+from distill.errors import DataError, UsageError
 from distill.grade.code import Code
 from distill.grade.service import Judge
 from distill.records import Problem, Trace, write_jsonl
 from distill.schema import Grading, Sampling
-from tests.test_evaluate import LM_EVAL_TASK, sums
+from tests.test_evaluate import LM_EVAL_TASK, evaluate, fake, place, sums
+
+__all__ = ["place"]
 
 FOLDER = Path(harness.__file__).parent / "tasks" / "lm_eval"
 
@@ -152,3 +154,49 @@ def test_a_task_that_generates_is_run_k_times_over_stored_samples(local: Path) -
     outcome = stock.sample_stock(lm, limited, seed=0)
     assert (requests[-1][0], outcome.settings["one"]["limit"]) == (2, 2)
     assert outcome.results["one"]["exact_match,none"] == 1.0
+
+
+@pytest.mark.slow
+def test_an_evaluation_asks_lm_evals_own_tasks(
+    local: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = "doc_to_choice: ['1', '2']"
+    text = LM_EVAL_TASK.format(
+        name="chosen", data=local / "data.jsonl", kind="multiple_choice", target="0", more=more
+    )
+    (local / "chosen.yaml").write_text(text)
+    load = stock.load_stock
+    monkeypatch.setattr(stock, "load_stock", lambda specs: load(specs, include=local))
+    asked = ["heldout", {"name": "one", "samples": 3, "limit": 2}, "chosen"]
+    models = [fake("base", skill=0.0), fake("student", skill=1.0), fake("other", skill=1.0)]
+    results, _, summary = evaluate(place, models, tasks=asked)
+    assert set(results["lm_eval"]) == {"one"}
+    assert set(results["lm_eval"]["one"]) == {"base", "student", "other"}
+    told = results["lm_eval_settings"]["one"]
+    assert (told["samples"], told["problems"], told["temperature"]) == (3, 2, 0.6)
+    assert any(
+        note.startswith("student: tasks of log-likelihoods were left out")
+        for note in summary["notes"]
+    )
+    # The same question under the same settings is the same request, whoever asks.
+    assert (summary["bought"], summary["reused"]) == (3 * 20 * 4, 3 * 2 * 3)
+    _, _, again = evaluate(place, models, out="again", tasks=asked)
+    assert (again["bought"], again["reused"]) == (0, 3 * (20 * 4 + 2 * 3))
+
+
+@pytest.mark.slow
+def test_programs_without_a_sandbox_are_refused(local: Path) -> None:
+    path = local / "one.yaml"
+    path.write_text(path.read_text() + "unsafe_code: true\n")
+    with pytest.raises(DataError, match="programs of task 'one' without a sandbox"):
+        stock.load_stock({"one": stock.Asked()}, include=local)
+
+
+def test_a_grader_that_nobody_knows_is_named_at_once(tmp_path: Path) -> None:
+    from distill.tasks.lm_eval import utils
+
+    write_jsonl(tmp_path / "mine.jsonl", [CHOICE])
+    with pytest.raises(UsageError, match="chose"):
+        utils.load(str(tmp_path / "mine.jsonl"), grader="chose")
+    with pytest.raises(ValueError, match="name the problems"):
+        utils.load()
