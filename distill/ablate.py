@@ -29,18 +29,21 @@ def trials(recipe: str, words: Iterable[str], seeds: int) -> list[Trial]:
     """The arms of an ablation: the recipe itself first, then one for each alternative.
 
     A word with one value (`train.epochs=1`) holds for all arms; one with several
-    (`select.by=shortest,random`) makes an arm of each value that is not the recipe's own. Commas
-    in brackets do not separate. With several seeds each arm is trained with `train.seed` 0, 1, ...
+    (`select.by=shortest,random`) makes an arm of each value that is not the recipe's own, and
+    nothing before a comma is the recipe as it is (`variant=,lora`). Commas in brackets do not
+    separate: `variant=[lora,17k]` is one value. With several seeds each arm is trained with `train.seed` 0, 1, ...
     above the recipe's seed. Raises UsageError where nothing is varied.
     """
     fixed, varied = [], []
     for word in words:
         key, equals, raw = word.partition("=")
         values = _alternatives(raw)
-        if equals and (len(values) > 1 or key == "variant"):
+        if key == "variant":
+            values = [value.strip("[]") for value in values]
+        if equals and len(values) > 1:
             varied += [(key, value) for value in values if value]
         else:
-            fixed.append(word)
+            fixed.append(f"{key}={values[0]}" if equals else word)
     if not varied:
         raise UsageError(
             "distill ablate varies nothing",

@@ -147,6 +147,14 @@ def test_variants_and_lists_are_alternatives_too() -> None:
     assert name_of(found) != name_of(found[:3])
 
 
+def test_one_variant_holds_for_all_arms_and_an_empty_one_is_the_recipe() -> None:
+    found = trials("pocket", ["variant=[lora,smoke]", "train.learning_rate=1e-3,2e-3"], 1)
+    assert [t.label for t in found][1:] == ["train.learning_rate=1e-3", "train.learning_rate=2e-3"]
+    assert {t.recipes[0].student.method for t in found} == {"lora"}
+    assert {t.recipes[0].problems.limit for t in found} == {120}
+    assert [t.label for t in trials("pocket", ["variant=,lora"], 1)] == ["pocket", "lora"]
+
+
 def test_an_ablation_that_varies_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="varies nothing"):
         trials("pocket", ["train.epochs=1"], 1)
