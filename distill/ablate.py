@@ -31,8 +31,8 @@ def trials(recipe: str, words: Iterable[str], seeds: int) -> list[Trial]:
     A word with one value (`train.epochs=1`) holds for all arms; one with several
     (`select.by=shortest,random`) makes an arm of each value that is not the recipe's own, and
     nothing before a comma is the recipe as it is (`variant=,lora`). Commas in brackets do not
-    separate: `variant=[lora,17k]` is one value. With several seeds each arm is trained with `train.seed` 0, 1, ...
-    above the recipe's seed. Raises UsageError where nothing is varied.
+    separate: `variant=[lora,17k]` is one value. With several seeds each arm is trained with
+    `train.seed` 0, 1, ... above the recipe's seed. Raises UsageError where nothing is varied.
     """
     fixed, varied = [], []
     for word in words:
