@@ -188,7 +188,7 @@ def _output(*command: str) -> str:
 
 def _step(runs: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     folder = runs / str(entry.get("folder", ""))
-    done, summary = _read(folder / "done.json"), _read(folder / "summary.json")
+    done, summary = read_object(folder / "done.json"), read_object(folder / "summary.json")
     files = done.get("files") or {}
     tokens = ("prompt_tokens", "completion_tokens", "tokens_bought", "tokens", "trained_tokens")
     return {
@@ -206,7 +206,8 @@ def _step(runs: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where it is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -7,7 +7,6 @@ own, compared file by file and, where files differ, result by result.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +79,7 @@ def check(run: Path) -> Check:
             found.differs.append(
                 f"code of {kind}: version {marker.get('version')} -> {VERSIONS.get(kind, 'none')}"
             )
-    found.differs += _versions(_read(run / "manifest.json"))
+    found.differs += _versions(manifest.read_object(run / "manifest.json"))
     objects = source.run.get("objects") or {}
     found.impossible += [
         f"its {role} was an object of a program ({name}), which no recipe names"
@@ -165,12 +164,4 @@ def _said(value: Any) -> str:
 
 
 def _marker(folder: Path) -> dict[str, Any]:
-    return _read(folder / DONE)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    return manifest.read_object(folder / DONE)
