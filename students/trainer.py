@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,10 @@ class UpdateTrainer(SFTTrainer):
         ]
         examples = self.updates.plan[self.state.global_step]
         saved = {"update": self.state.global_step, "loss": str(loss), "examples": examples}
-        self.bad_batch.write_text(json.dumps({**saved, "micro_batches": rows}))
+        # Of several processes that find out at once one's batch stays, whole.
+        temporary = self.bad_batch.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**saved, "micro_batches": rows}))
+        os.replace(temporary, self.bad_batch)
         raise DistillError(
             f"the loss became {loss} at update {self.state.global_step}",
             f"its batch is in {self.bad_batch}; lower train.learning_rate or max_grad_norm",
