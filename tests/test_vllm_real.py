@@ -194,7 +194,8 @@ def test_what_was_cut_off_goes_on_from_its_tokens(served: ServedVLLM, tmp_path: 
 
 
 def test_one_of_two_is_killed_in_the_middle(served: ServedVLLM, tmp_path: Path) -> None:
-    problems = problems_of(40)
+    # vLLM takes seconds to end after its core died: there has to be work left for so long.
+    problems = problems_of(80)
     (victim, other) = engine_cores(os.getpid())
     count = 0
 
@@ -205,7 +206,7 @@ def test_one_of_two_is_killed_in_the_middle(served: ServedVLLM, tmp_path: Path) 
             nonlocal count
             done = await served.complete(request, on_tokens)
             count += 1
-            if count == 40:
+            if count == 10:
                 os.kill(victim, signal.SIGKILL)
             return done
 
