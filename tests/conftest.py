@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Hypothesis' deadlines are wall-clock time, which a busy machine stretches at will.
+settings.register_profile("distill", deadline=None)
+settings.load_profile("distill")
 
 # Before torch or huggingface_hub are imported, which read them once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
