@@ -287,7 +287,7 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(out.glob("checkpoints/checkpoint-*/sealed.json")):
         assert child.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
