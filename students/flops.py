@@ -135,17 +135,6 @@ def hardware_flops(
     return total
 
 
-def generation_flops(arch: Arch, prompt: int, new: int) -> int:
-    """FLOPs of sampling `new` tokens after `prompt` tokens with a KV cache, of one sequence.
-
-    The last token sampled is not fed again; the head sees one position for each token sampled.
-    """
-    if new <= 0:
-        return 0
-    linear, attention, _ = _parts(arch, [prompt + new - 1], True)
-    return linear + attention + 2 * new * arch.vocab * arch.hidden
-
-
 def _linears(arch: Arch) -> list[tuple[int, int]]:
     """(output, input) widths of a block's linear layers: q, k, v, o, gate, up, down."""
     dim = arch.head_dim or arch.hidden // arch.heads

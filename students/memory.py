@@ -1,4 +1,4 @@
-"""What a training and a server keep in memory, by part, before anything is loaded.
+"""What a training keeps in memory, by part, before anything is loaded.
 
 `estimate(arch, setting)` is the peak of one process of a training. docs/memory.md derives every
 number and works one case by hand.
@@ -307,46 +307,3 @@ def _run(model: _Model, arch: Arch, setting: Setting, meter: Meter) -> None:
     tape.end_autocast()
     del hidden
     tape.backward(loss)
-
-
-def kv_bytes(arch: Arch, tokens: int, dtype_bytes: int = 2) -> int:
-    """Bytes of the keys and values of `tokens` tokens in all layers."""
-    dim = arch.head_dim or arch.hidden // arch.heads
-    return 2 * arch.layers * arch.kv_heads * dim * tokens * dtype_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Memory of a server on one device of a tensor-parallel group, in bytes.
-
-    `sequences` is how many sequences of the full length fit at once; 0: the model does not fit.
-    """
-
-    weights: int
-    kv_per_sequence: int
-    free: int
-    sequences: int
-
-
-def serving(
-    arch: Arch,
-    params_bytes: int,
-    gpu_bytes: int,
-    length: int,
-    *,
-    gpus: int = 1,
-    kv_dtype_bytes: int = 2,
-    utilisation: float = 0.9,
-    reserve: int = 2 << 30,
-) -> Serving:
-    """How many sequences of `length` tokens a server holds at once.
-
-    `params_bytes` are the weights' bytes as they are served (2 per weight in bf16, 1 in FP8),
-    spread over `gpus` devices of `gpu_bytes` each. `utilisation` is vLLM's
-    gpu_memory_utilization; `reserve` is for its activations and CUDA graphs.
-    """
-    weights = -(-params_bytes // gpus)
-    # Devices beyond the number of key-value heads hold copies of them.
-    per_sequence = kv_bytes(arch, length, kv_dtype_bytes) // min(gpus, arch.kv_heads)
-    free = max(0, int(gpu_bytes * utilisation) - weights - reserve)
-    return Serving(weights, per_sequence, free, free // per_sequence)

@@ -44,13 +44,6 @@ def test_six_times_weights_times_tokens_is_close_for_short_examples() -> None:
     assert flops.training_flops(arch, [32768]) > 1.3 * 64 * rule
 
 
-def test_generation_is_a_forward_pass_without_the_last_token_and_the_prompts_logits() -> None:
-    whole = flops.forward_flops(TINY, [5 + 4 - 1])
-    head = 2 * TINY.vocab * TINY.hidden
-    assert flops.generation_flops(TINY, 5, 4) == whole - 4 * head
-    assert flops.generation_flops(TINY, 5, 0) == 0
-
-
 @given(LENGTHS)
 def test_what_is_computed_is_never_less_than_what_is_needed(lengths: list[int]) -> None:
     for method in ("full", "lora", "qlora"):

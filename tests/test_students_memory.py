@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distill.students.catalog import Arch, find
 from distill.students.flops import adapter_params
-from distill.students.memory import Parts, Setting, estimate, kv_bytes, nf4_bytes, serving
+from distill.students.memory import Parts, Setting, estimate, nf4_bytes
 from distill.students.tape import Buffer, Meter, Tape, Tensor, Weight
 
 TINY = Arch(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=192, vocab=259, tied=False)
@@ -169,21 +169,6 @@ def test_a_meter_says_what_was_there_at_the_worst_moment() -> None:
     held.append(Buffer(meter, "buffers", 1))
     assert (meter.total, meter.peak) == (6, 12)
     assert meter.worst == {"weights": 5, "logits": 7}
-
-
-def test_keys_and_values_of_a_sequence() -> None:
-    # Qwen2.5 7B: 28 layers, 4 heads of 128, keys and values, two bytes: 56 KiB a token.
-    assert kv_bytes(arch_of("Qwen/Qwen2.5-Math-7B"), 1) == 2 * 28 * 4 * 128 * 2 == 57344
-
-
-def test_how_many_sequences_a_server_holds() -> None:
-    arch = arch_of("Qwen/Qwen2.5-Math-7B")
-    found = serving(arch, 2 * arch.params, 80 * GB, 16384)
-    assert found.kv_per_sequence == 16384 * 57344
-    assert found.free == int(72 * GB) - 2 * arch.params - 2 * GB
-    assert found.sequences == found.free // found.kv_per_sequence > 50
-    assert serving(arch, 2 * arch.params, 12 * GB, 16384).sequences == 0
-    assert serving(arch, 2 * arch.params, 80 * GB, 16384, gpus=2).sequences > 2 * found.sequences
 
 
 def test_a_setting_from_a_recipes_sections() -> None:
